@@ -1,0 +1,198 @@
+"""PI control of the regularization strength lambda.
+
+The plant is a training run. Its measured output is the information ratio S (see metrics.py), its
+input is lambda: a larger lambda pulls the adapter harder toward its prior mean, so S falls.
+
+Positional law (default), once per window of `control_interval` optimizer steps:
+
+    e         = logit(S) - logit(S*)                     ln of the ratio of bit ratios: scale-free
+    I         = I + ki * e                               only while |e| < ln 2
+    ln lambda = ln lambda_init + kp * e + I              within +- max_log_change of the last, then bounds
+
+Written as differences this is the velocity form, nuPI of Sohrabi et al. (2024, arXiv 2406.04558). Far
+from the set point only the proportional part acts: S starts at 0, and an integral that runs during the
+climb has to be undone by an overshoot. At a bound the integral is pulled back by the excess (Astrom &
+Hagglund, "Advanced PID Control", 2006, ch. 3: back-calculation, tracking time = integral time), so a
+pinned lambda leaves its bound at the first error of the other sign.
+
+Multiplicative law, for comparison with published runs only:
+
+    e = EMA(S) - S*;  I = I + e;  lambda = lambda * exp(kp * e + ki * I)
+
+With lambda on both sides kp integrates and ki integrates twice: once the plant lags, it never settles.
+
+Gains mean nothing without the interval they act at. Pure on purpose: no clock, no tensors, no logging;
+the state is a few numbers, so a run is replayed from its trace and tested without a model.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol
+
+from scu.errors import ConfigError
+from scu.metrics import LN2, info_ratio, logit
+
+Law = Literal["positional", "multiplicative"]
+
+STOP_TOLERANCE = 0.05
+"""S counts as on target within this fraction of S*."""
+S_FLOOR = 1e-9
+"""S = 0 at step 0 (theta = theta0) has no logit; this stands in for it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ControlSettings:
+    target_s: float
+    """S*, a fraction: 0.03, never 3."""
+    kp: float = 0.8
+    """Change of ln lambda per unit of error."""
+    ki: float = 0.15
+    """Change of ln lambda per unit of error and window."""
+    deadband: float = 0.003
+    """Half-width around S*, absolute in S, in which lambda rests; see effective_deadband."""
+    lambda_init: float = 1.0
+    lambda_min: float = 1e-4
+    lambda_max: float = 2.0
+    control_interval: int = 10
+    """Optimizer steps per window: the controller's clock."""
+    ema: float = 0.5
+    """Weight of the newest window in the moving average (of DataBPT; of S in the multiplicative law)."""
+    max_log_change: float = LN2
+    """Largest change of ln lambda in one update."""
+    law: Law = "positional"
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.target_s < 1.0:
+            hint = f"; did you mean {self.target_s / 100}?" if 1.0 <= self.target_s < 100.0 else ""
+            raise ConfigError(f"target_s must be a fraction in (0, 1), got {self.target_s}{hint}")
+        if not 0.0 < self.lambda_min < self.lambda_max < math.inf:
+            raise ConfigError(
+                f"need 0 < lambda_min < lambda_max, got [{self.lambda_min}, {self.lambda_max}]; "
+                "lambda cannot move between such bounds (the defaults are 0.0001 and 2.0)"
+            )
+        if not self.lambda_min <= self.lambda_init <= self.lambda_max:
+            raise ConfigError(
+                f"lambda_init {self.lambda_init} is outside [lambda_min, lambda_max] = "
+                f"[{self.lambda_min}, {self.lambda_max}]"
+            )
+        for name in ("kp", "ki", "deadband"):
+            if not 0.0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        if not 0.0 < self.ema <= 1.0:
+            raise ConfigError(f"ema must be in (0, 1], got {self.ema}")
+        if not self.max_log_change > 0.0:
+            raise ConfigError(f"max_log_change must be positive, got {self.max_log_change}")
+        if self.control_interval < 1:
+            raise ConfigError(f"control_interval must be at least 1, got {self.control_interval}")
+        if self.law not in ("positional", "multiplicative"):
+            raise ConfigError(f"law must be positional or multiplicative, got {self.law!r}")
+
+    @property
+    def effective_deadband(self) -> float:
+        """The deadband, but never wider than half the stop tolerance.
+
+        0.003 is 10 % of S* = 3 % and 60 % of S* = 0.5 %: inside such a band lambda would rest while S is
+        still off target, and no equilibrium could be told from a pause.
+        """
+        return min(self.deadband, 0.5 * STOP_TOLERANCE * self.target_s)
+
+
+@dataclass(frozen=True)
+class ControlState:
+    lam: float
+    integral: float = 0.0
+    """Positional law: integral part of ln lambda. Multiplicative law: sum of errors."""
+    error: float = 0.0
+    """The error e at the last update, in the law's own unit."""
+    s: float = 0.0
+    """S as the law saw it at the last update."""
+    average: float | None = None
+    """Moving average of DataBPT (positional) or of S (multiplicative); None before the first window."""
+    at_rest: bool = False
+    """Inside the deadband: lambda holds until S leaves the band."""
+
+
+class Measured(Protocol):
+    """What replay() needs of a trace record."""
+
+    @property
+    def data_bpt(self) -> float: ...
+    @property
+    def param_bpt(self) -> float: ...
+    @property
+    def held(self) -> str: ...
+
+
+def start(settings: ControlSettings) -> ControlState:
+    return ControlState(lam=settings.lambda_init)
+
+
+def update(
+    state: ControlState, *, data_bpt: float, param_bpt: float, settings: ControlSettings
+) -> ControlState:
+    """The state after a window that measured data_bpt (mean of the window) and param_bpt (at its end)."""
+    if settings.law == "multiplicative":
+        return _update_multiplicative(state, info_ratio(data_bpt, param_bpt), settings)
+    # DataBPT is noisy and is averaged; ParamBPT is exact and is not, so that S hardly lags.
+    average = _average(state.average, data_bpt, settings.ema)
+    return _update_positional(replace(state, average=average), info_ratio(average, param_bpt), settings)
+
+
+def replay(records: Iterable[Measured], settings: ControlSettings) -> list[ControlState]:
+    """Feed a trace back through the law: the same lambda column, one state per record."""
+    states, state = [], start(settings)
+    for record in records:
+        if not record.held:
+            state = update(
+                state, data_bpt=record.data_bpt, param_bpt=record.param_bpt, settings=settings
+            )
+        states.append(state)
+    return states
+
+
+def _update_positional(state: ControlState, s: float, settings: ControlSettings) -> ControlState:
+    error = logit(max(s, S_FLOOR)) - logit(settings.target_s)
+    state = replace(state, s=s, error=error)
+    if settings.kp == settings.ki == 0.0:
+        return state  # open loop
+    # Hysteresis: comes to rest in the inner half of the band, wakes at its edge.
+    band = settings.effective_deadband * (1.0 if state.at_rest else 0.5)
+    if abs(s - settings.target_s) <= band:
+        return replace(state, at_rest=True)
+
+    integrate = abs(error) < LN2
+    integral = state.integral + settings.ki * error if integrate else state.integral
+    wanted = math.log(settings.lambda_init) + settings.kp * error + integral
+    low, high = math.log(settings.lambda_min), math.log(settings.lambda_max)
+    if integrate:
+        tracking = min(1.0, settings.ki / settings.kp) if settings.kp > 0.0 else 1.0
+        integral += tracking * (_clamp(wanted, low, high) - wanted)
+    last, step = math.log(state.lam), settings.max_log_change
+    log_lam = _clamp(_clamp(wanted, last - step, last + step), low, high)
+    return replace(state, lam=_bounded_exp(log_lam, settings), integral=integral, at_rest=False)
+
+
+def _update_multiplicative(state: ControlState, s: float, settings: ControlSettings) -> ControlState:
+    average = _average(state.average, s, settings.ema)
+    error = average - settings.target_s
+    state = replace(state, s=s, average=average, error=error)
+    if abs(error) <= settings.deadband:
+        return replace(state, at_rest=True)
+    integral = state.integral + error
+    log_lam = math.log(state.lam) + settings.kp * error + settings.ki * integral
+    return replace(state, lam=_bounded_exp(log_lam, settings), integral=integral, at_rest=False)
+
+
+def _average(previous: float | None, newest: float, weight: float) -> float:
+    return newest if previous is None else weight * newest + (1.0 - weight) * previous
+
+
+def _clamp(value: float, low: float, high: float) -> float:
+    return min(max(value, low), high)
+
+
+def _bounded_exp(log_lam: float, settings: ControlSettings) -> float:
+    # Clamped again after exp: exp(log(bound)) need not be the bound to the last bit.
+    low, high = math.log(settings.lambda_min), math.log(settings.lambda_max)
+    return _clamp(math.exp(_clamp(log_lam, low, high)), settings.lambda_min, settings.lambda_max)

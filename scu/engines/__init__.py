@@ -1,0 +1,1 @@
+"""Training engines: the only package that imports a training framework."""

@@ -1,0 +1,245 @@
+"""How lambda reaches the weights: hooks on a torch optimizer.
+
+    J(theta) = CE + (c/2) * sum((theta - theta0)^2)          c = lambda / (sigma^2 N), nats/token
+
+`prox` (default) takes, after each Adam step, a proximal step on the penalty in Adam's own metric:
+
+    Delta <- Delta / (1 + lr * c / (sqrt(v_hat) + eps))      Delta = theta - theta0
+
+It has J's stationary points exactly, is stable for every c >= 0, does not enter Adam's moments and is
+not diluted by gradient clipping. (AdamW's own decay is the approximate form, with other fixed points:
+Zhuang et al., TMLR 2022, arXiv 2202.00089.) `gradient` adds c * Delta to the gradient before the step, for
+optimizers without a second moment. `none` cuts the wire: S is measured, lambda does nothing.
+
+Also here, because it must share the hooks: a step whose gradients are not all finite is skipped, before
+it can poison the weights. Nothing reads from the device within a step; read() does, once per window.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from scu.errors import ConfigError, ModelError
+
+ActuatorKind = Literal["prox", "gradient", "none"]
+PriorMean = Literal["init", "zero"]
+
+_ADAPTER_MARKS = ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B")
+_UNPENALIZED_MARKS = ("lora_magnitude_vector", "modules_to_save", "bias")
+
+
+def adapter_weights(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The trainable LoRA A and B matrices of a model (also of DoRA and rsLoRA), by name.
+
+    Magnitude vectors, biases and modules_to_save have no zero-mean prior and are not counted. Raises
+    ModelError when there is no adapter, an A without its B, or a trainable weight of another kind: each would
+    make ParamBPT silently wrong.
+    """
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    chosen = {name: p for name, p in trainable.items() if _is_adapter_matrix(name)}
+    if not chosen:
+        raise ModelError(
+            f"the model has {len(trainable)} trainable weights and no LoRA adapter among them; "
+            "give the trainer a peft_config=LoraConfig(...) or a PeftModel"
+        )
+    for name in trainable.keys() - chosen.keys():
+        if not any(mark in name for mark in _UNPENALIZED_MARKS):
+            raise ModelError(
+                f"trainable weight {name!r} is not part of a LoRA adapter; ParamBPT would not count it. "
+                "Freeze it, or list its module in modules_to_save"
+            )
+    for name in chosen:
+        partner = name.replace("_A", "_#").replace("_B", "_A").replace("_#", "_B")
+        if partner not in chosen:
+            raise ModelError(f"adapter weight {name!r} is trainable but its partner {partner!r} is not")
+    return chosen
+
+
+def _is_adapter_matrix(name: str) -> bool:
+    parts = name.split(".")
+    return any(mark in parts for mark in _ADAPTER_MARKS) and parts[-1] != "bias"
+
+
+@dataclass(frozen=True)
+class _Group:
+    options: dict[str, Any]
+    """The optimizer's own parameter group: lr and betas are read from it at every step."""
+    weights: list[Tensor]
+    prior: list[Tensor] | None
+    """theta0, weight by weight; None stands for zeros."""
+
+
+class Actuator:
+    """Applies lambda at every step of an optimizer, and skips steps that are not finite.
+
+    Set `pull` to c = lambda / (sigma^2 N) (metrics.pull) whenever lambda changes. The weights must be fp32: a
+    relative shrink of 1e-5 is below the resolution of bf16 and would be lost.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        weights: Mapping[str, nn.Parameter],
+        *,
+        kind: ActuatorKind = "prox",
+        prior_mean: PriorMean = "init",
+    ) -> None:
+        _check(optimizer, weights, kind)
+        self.pull = 0.0
+        self._optimizer = optimizer
+        prior = {w: w.detach().clone() for w in weights.values()} if prior_mean == "init" else None
+        chosen = set(weights.values())
+        self._groups = []
+        for options in optimizer.param_groups:
+            members = [w for w in options["params"] if w in chosen]
+            if members:
+                own = None if prior is None else [prior[w] for w in members]
+                self._groups.append(_Group(options, members, own))
+        self._members = [w for options in optimizer.param_groups for w in options["params"]]
+        device = next(iter(weights.values())).device
+        self._finite = torch.ones((), device=device)
+        # Steps skipped since the last read, and how many in a row up to now; on the device.
+        self._skipped = torch.zeros((), device=device)
+        self._streak = torch.zeros((), device=device)
+        self._hooks = [optimizer.register_step_pre_hook(self._before_step)]
+        if kind == "prox":
+            self._hooks.append(optimizer.register_step_post_hook(self._shrink))
+        self._adds_gradient = kind == "gradient"
+
+    def remove(self) -> None:
+        """Take the hooks off the optimizer."""
+        for hook in self._hooks:
+            hook.remove()
+
+    @torch.no_grad()
+    def read(self) -> tuple[float, int, int]:
+        """(sum of Delta^2, steps skipped since the last read, skipped in a row): one read from the device."""
+        device = self._finite.device
+        norms = [
+            norm.to(device)
+            for group in self._groups
+            for norm in torch._foreach_norm(
+                group.weights if group.prior is None else torch._foreach_sub(group.weights, group.prior)
+            )
+        ]
+        sum_sq = torch.stack(norms).square().sum()
+        values = torch.stack([sum_sq, self._skipped, self._streak]).tolist()
+        self._skipped.zero_()
+        return values[0], int(values[1]), int(values[2])
+
+    @torch.no_grad()
+    def median_gain(self) -> float:
+        """Median over weights of 1 / (sqrt(v_hat) + eps): what a unit of lr * c shrinks; 0 without prox.
+
+        From about a thousand evenly spaced elements of each matrix: enough for an authority estimate.
+        """
+        gains = []
+        for group in self._groups:
+            for weight in group.weights:
+                state = self._optimizer.state[weight]
+                if "exp_avg_sq" in state:
+                    root = state["exp_avg_sq"].flatten()
+                    root = root[:: max(1, len(root) // 1000)].sqrt() / self._bias(group, state).sqrt()
+                    gains.append((root + group.options["eps"]).reciprocal())
+        return float(torch.cat(gains).median()) if gains else 0.0
+
+    @staticmethod
+    def _bias(group: _Group, state: dict[str, Any]) -> Tensor:
+        beta2 = group.options["betas"][1]
+        # Never 0: a run whose first step was skipped has made no step yet.
+        return torch.clamp(1.0 - beta2 ** torch.as_tensor(state["step"]), min=1.0 - beta2)
+
+    @torch.no_grad()
+    def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        gradients = [w.grad for w in self._members if w.grad is not None]
+        if not gradients:
+            return
+        device = self._finite.device
+        norms = torch.stack([n.to(device) for n in torch._foreach_norm(gradients)])
+        self._finite = norms.sum().isfinite().to(torch.float32)
+        bad = 1.0 - self._finite
+        self._skipped += bad
+        self._streak = (self._streak + bad) * bad
+        if optimizer.defaults.get("fused"):
+            # The fused kernels skip by themselves, on the device, when found_inf is 1.
+            optimizer.found_inf = bad  # type: ignore[attr-defined]
+        elif float(bad):
+            for weight in self._members:
+                weight.grad = None  # no gradient, no step
+            return
+        if self._adds_gradient and self.pull > 0.0:
+            self._add_penalty()
+
+    def _add_penalty(self) -> None:
+        for group in self._groups:
+            for i, weight in enumerate(group.weights):
+                if weight.grad is not None:
+                    delta = weight if group.prior is None else weight - group.prior[i]
+                    weight.grad.add_(delta, alpha=self.pull)
+
+    @torch.no_grad()
+    def _shrink(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        if self.pull == 0.0:
+            return
+        for group in self._groups:
+            states = [optimizer.state[w] for w in group.weights]
+            if all(states):
+                self._shrink_group(group, group.weights, group.prior, states)
+            else:  # a weight that never had a gradient has no second moment, and has not moved
+                moved = [i for i, state in enumerate(states) if state]
+                if moved:
+                    prior = group.prior and [group.prior[i] for i in moved]
+                    weights = [group.weights[i] for i in moved]
+                    self._shrink_group(group, weights, prior, [states[i] for i in moved])
+
+    def _shrink_group(
+        self,
+        group: _Group,
+        weights: list[Tensor],
+        prior: list[Tensor] | None,
+        states: list[dict[str, Any]],
+    ) -> None:
+        # k = lr c / (sqrt(v_hat) + eps + lr c), then Delta <- (1 - k) Delta: one buffer in all.
+        strength = group.options["lr"] * self.pull
+        k = torch._foreach_sqrt([state["exp_avg_sq"] for state in states])
+        torch._foreach_div_(k, self._bias(group, states[0]).sqrt().to(k[0].device))
+        torch._foreach_add_(k, group.options["eps"] + strength)
+        torch._foreach_reciprocal_(k)
+        torch._foreach_mul_(k, self._finite * strength)
+        if prior is None:
+            torch._foreach_neg_(k)
+            torch._foreach_addcmul_(weights, weights, k)
+        else:
+            torch._foreach_lerp_(weights, prior, k)
+
+
+def _check(
+    optimizer: torch.optim.Optimizer, weights: Mapping[str, nn.Parameter], kind: ActuatorKind
+) -> None:
+    for group in optimizer.param_groups:
+        if group.get("weight_decay", 0.0) != 0.0:
+            raise ConfigError(
+                f"weight_decay is {group['weight_decay']} and must be 0: lambda is the only regularizer, "
+                "a second one outside the loop would be charged to S"
+            )
+    if kind == "prox":
+        name = type(optimizer).__name__
+        if not isinstance(optimizer, torch.optim.Adam) or optimizer.defaults.get("amsgrad"):
+            raise ConfigError(
+                f"actuator prox needs Adam's second moment, and {name} does not keep it in full precision; "
+                "use optim adamw_torch_fused, or actuator: gradient"
+            )
+    elif kind not in ("gradient", "none"):
+        raise ConfigError(f"actuator must be prox, gradient or none, got {kind!r}")
+    known = {w for group in optimizer.param_groups for w in group["params"]}
+    for name, weight in weights.items():
+        if weight not in known:
+            raise ModelError(f"adapter weight {name!r} is trainable but not in the optimizer")
+        if weight.dtype != torch.float32:
+            raise ModelError(
+                f"adapter weight {name!r} is {weight.dtype}; lambda's pull is below its resolution. Keep the "
+                "adapter in float32 (pass the callback through callbacks=[...] and it is converted)"
+            )

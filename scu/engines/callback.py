@@ -1,0 +1,242 @@
+"""ShannonCallback: the closed loop inside any transformers Trainer or TRL trainer.
+
+    trainer = SFTTrainer(..., callbacks=[ShannonCallback(ControlSettings(target_s=0.15), prior_sigma=0.03)])
+
+The trainer's own logged loss is the measurement: it is averaged over the steps since the last log and
+over the ranks, and holds no penalty, so the loop costs one small read per control window. Lambda acts
+through hooks on the optimizer (see actuator.py): once per optimizer step, whatever the accumulation.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from transformers import TrainerCallback
+
+from scu.control import ControlSettings, ControlState, start, update
+from scu.engines.actuator import Actuator, ActuatorKind, PriorMean, adapter_weights
+from scu.errors import DataError, TrainingError
+from scu.metrics import data_bpt, info_ratio, param_bpt, pull
+from scu.trace import StepRecord
+
+MAX_SKIPPED_IN_ROW = 5
+"""Training ends after this many steps in a row without a finite gradient."""
+
+
+class ShannonCallback(TrainerCallback):
+    """Holds the information ratio S of a LoRA adapter at settings.target_s while it trains.
+
+    tokens_per_epoch is N, the distinct training tokens that carry loss; None counts them. on_record
+    receives a StepRecord per control window, on the main process only. From optimizer step hold_after on,
+    lambda is held (a decaying learning rate is no plant to control). Raises ConfigError, ModelError or
+    DataError when training begins and the loop could not work.
+    """
+
+    def __init__(
+        self,
+        settings: ControlSettings,
+        *,
+        prior_sigma: float = 0.01,
+        prior_mean: PriorMean = "init",
+        actuator: ActuatorKind = "prox",
+        tokens_per_epoch: int | None = None,
+        hold_after: int | None = None,
+        on_record: Callable[[StepRecord], None] | None = None,
+    ) -> None:
+        self.settings = settings
+        self.prior_sigma = prior_sigma
+        self.prior_mean: PriorMean = prior_mean
+        self.actuator_kind: ActuatorKind = actuator
+        self.tokens_per_epoch = tokens_per_epoch
+        self.hold_after = hold_after
+        self.on_record = on_record
+        self.state: ControlState = start(settings)
+        self.records: list[StepRecord] = []
+        self.s_at_start: float | None = None
+        self.stop_reason: str | None = None
+        self.skipped_steps = 0
+        self.authority = 0.0
+        self._lr_sum = 0.0
+        self._pending: StepRecord | None = None
+
+    def on_init_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # TRL casts the adapter of a quantized model to bf16, in which lambda's pull would be lost.
+        for weight in adapter_weights(kwargs["model"]).values():
+            weight.data = weight.data.float()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step > 0:
+            raise TrainingError(
+                "this run resumes from a checkpoint, which does not hold theta0 and the controller's state; "
+                "start it from step 0"
+            )
+        optimizer = kwargs["optimizer"]
+        while hasattr(optimizer, "optimizer"):  # accelerate's wrapper
+            optimizer = optimizer.optimizer
+        if self.tokens_per_epoch is None:
+            self.tokens_per_epoch = count_loss_tokens(kwargs["train_dataloader"])
+        # Computed before the actuator takes theta0 and the hooks, so that a bad N costs nothing.
+        self._pull(self.settings.lambda_init)
+        self._actuator = Actuator(
+            optimizer,
+            adapter_weights(kwargs["model"]),
+            kind=self.actuator_kind,
+            prior_mean=self.prior_mean,
+        )
+        self._actuator.pull = self._pull(self.settings.lambda_init)
+        self._param_at_start_bpt = self._param_bpt(self._actuator.read()[0])
+        self._is_main = state.is_world_process_zero
+        self._last_log_step = self._window_step = 0
+        self._window_loss = 0.0
+        self._start_sec = self._window_sec = time.monotonic()
+        self._window_tokens = 0
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        if self._ends_window(state):
+            control.should_log = True  # whatever logging_steps is
+        return control
+
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        logs = kwargs["logs"]
+        if "loss" not in logs:  # evaluation and the end-of-training summary log too
+            return control
+        steps = state.global_step - self._last_log_step
+        self._last_log_step = state.global_step
+        self._window_loss += float(logs["loss"]) * steps
+        if self._ends_window(state):
+            self._close_window(state, control, logs)
+        return control
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._pending is not None:
+            eval_bpt = data_bpt(kwargs["metrics"].get("eval_loss", math.nan))
+            self._emit(replace(self._pending, eval_bpt=eval_bpt))
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._pending is not None:
+            self._emit(self._pending)
+        self.authority = self._lr_sum * self._pull(self.settings.lambda_max)
+        self.authority *= 0.0 if self.actuator_kind == "none" else self._actuator.median_gain()
+        self._actuator.remove()
+
+    def summary(self) -> dict[str, Any]:
+        """What the run's metadata says about the loop: final values, ranges, settings."""
+        lambdas = [self.settings.lambda_init, *(record.lam for record in self.records)]
+        last = self.records[-1] if self.records else None
+        return {
+            "final_lambda": self.state.lam,
+            "lambda_range": [min(lambdas), max(lambdas)],
+            "lambda_bounds": [self.settings.lambda_min, self.settings.lambda_max],
+            "final_s_ratio": last and last.s,
+            "target_s": self.settings.target_s,
+            "s_at_start": self.s_at_start,
+            "final_data_bpt": last and last.data_bpt,
+            "final_param_bpt": last and last.param_bpt,
+            "tokens_per_epoch": self.tokens_per_epoch,
+            "prior_sigma": self.prior_sigma,
+            "prior_mean": self.prior_mean,
+            "actuator": self.actuator_kind,
+            "law": self.settings.law,
+            "control_interval": self.settings.control_interval,
+            "kp": self.settings.kp,
+            "ki": self.settings.ki,
+            "authority": self.authority,
+            "skipped_steps": self.skipped_steps,
+        }
+
+    def _pull(self, lam: float) -> float:
+        assert self.tokens_per_epoch is not None
+        return pull(lam, prior_sigma=self.prior_sigma, tokens=self.tokens_per_epoch)
+
+    def _param_bpt(self, sum_sq: float) -> float:
+        assert self.tokens_per_epoch is not None
+        return param_bpt(sum_sq, prior_sigma=self.prior_sigma, tokens=self.tokens_per_epoch)
+
+    def _ends_window(self, state: Any) -> bool:
+        interval = self.settings.control_interval
+        return state.global_step % interval == 0 or state.global_step == state.max_steps
+
+    def _close_window(self, state: Any, control: Any, logs: dict[str, Any]) -> None:
+        assert self.tokens_per_epoch is not None
+        sum_sq, skipped, streak = self._actuator.read()
+        steps = state.global_step - self._window_step
+        loss_nats = self._window_loss / steps
+        param = self._param_bpt(sum_sq)
+        if self.s_at_start is None:
+            self.s_at_start = _ratio(data_bpt(loss_nats), self._param_at_start_bpt)
+        held = self._held_because(state.global_step, loss_nats, skipped)
+        acted = self._actuator.pull
+        if not held:
+            self.state = update(
+                self.state, data_bpt=data_bpt(loss_nats), param_bpt=param, settings=self.settings
+            )
+            self._actuator.pull = self._pull(self.state.lam)
+        self.skipped_steps += skipped
+        self._lr_sum += logs["learning_rate"] * steps
+        grad_norm = logs.get("grad_norm")
+        now, tokens = time.monotonic(), round(state.epoch * self.tokens_per_epoch)
+        record = StepRecord(
+            step=state.global_step,
+            tokens_seen=tokens,
+            loss_nats=loss_nats,
+            data_bpt=data_bpt(loss_nats),
+            param_bpt=param,
+            s=self.state.s if not held else _ratio(data_bpt(loss_nats), param),
+            lam=self.state.lam,
+            integral=self.state.integral,
+            error=self.state.error,
+            learning_rate=logs["learning_rate"],
+            grad_norm=grad_norm,
+            penalty_grad_ratio=acted * math.sqrt(sum_sq) / grad_norm if grad_norm else None,
+            tokens_per_sec=(tokens - self._window_tokens) / max(now - self._window_sec, 1e-9),
+            elapsed_sec=now - self._start_sec,
+            skipped_steps=skipped,
+            held=held,
+        )
+        self._window_loss, self._window_step = 0.0, state.global_step
+        self._window_sec, self._window_tokens = now, tokens
+        if streak >= MAX_SKIPPED_IN_ROW:
+            self.stop_reason = f"diverged: {streak} steps in a row without a finite gradient"
+            control.should_training_stop = True
+        if control.should_evaluate:
+            self._pending = record
+        else:
+            self._emit(record)
+
+    def _held_because(self, step: int, loss_nats: float, skipped: int) -> str:
+        if skipped:
+            return "skipped steps"
+        if not math.isfinite(loss_nats):
+            return "loss not finite"
+        if self.hold_after is not None and step > self.hold_after:
+            return "cooldown"
+        return ""
+
+    def _emit(self, record: StepRecord) -> None:
+        self._pending = None
+        self.records.append(record)
+        if self.on_record is not None and self._is_main:
+            self.on_record(record)
+
+
+def _ratio(data: float, param: float) -> float:
+    return info_ratio(data, param) if math.isfinite(data + param) else math.nan
+
+
+def count_loss_tokens(dataloader: Any, *, rows_per_batch: int = 64) -> int:
+    """N: the labels that carry loss in one pass over a DataLoader's data set.
+
+    Goes through the loader's own collator, so masks, truncation and packing count as they will in training;
+    not through its sampler, so no random state moves. Raises DataError for a stream without a length.
+    """
+    dataset, collate = dataloader.dataset, dataloader.collate_fn
+    if not hasattr(dataset, "__len__"):
+        raise DataError("a streamed data set cannot be counted; set tokens_per_epoch")
+    total = 0
+    for first in range(0, len(dataset), rows_per_batch):
+        rows = [dataset[i] for i in range(first, min(first + rows_per_batch, len(dataset)))]
+        # The first position of a row predicts nothing: causal models shift labels by one.
+        total += int((collate(rows)["labels"][:, 1:] != -100).sum())
+    return total

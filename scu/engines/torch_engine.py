@@ -1,0 +1,327 @@
+"""The torch engine: a configuration in, an adapter and its trace out.
+
+TRL's SFTTrainer trains; this module builds its parts, checks what would make a run worthless before any
+step is made, and writes the run's folder. The loop itself is ShannonCallback.
+"""
+
+import platform
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import TrainerCallback, set_seed
+from transformers.trainer_callback import PrinterCallback
+from trl import SFTConfig, SFTTrainer
+
+from scu.config import RunConfig, dump
+from scu.data import Documents, load_documents, overlap, split_documents
+from scu.engines.callback import ShannonCallback, count_loss_tokens
+from scu.engines.loading import (
+    add_adapter,
+    assistant_template,
+    load_base,
+    load_tokenizer,
+    pick_dtype,
+)
+from scu.errors import DataError, OutputError
+from scu.trace import StepRecord, TraceWriter, write_json
+
+MIN_LOSS_SHARE = 0.01
+"""A run in which fewer of the tokens carry loss is a mistake in the data or the chat template."""
+MAX_COUNT_DIFFERENCE = 0.10
+"""tokens_per_epoch may differ from the count by this fraction before it is remarked upon."""
+
+_RUN_FILES = ("trace.jsonl", "metadata.json", "config.yaml", "README.md", "eval.json")
+_PACKAGES = ("shannon-control-unit", "torch", "transformers", "peft", "trl", "accelerate")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that is ready to start: everything was loaded and checked, nothing was trained or written."""
+
+    config: RunConfig
+    output: Path
+    trainer: Any
+    callback: ShannonCallback
+    documents: dict[str, Documents]
+    """Training and, where there are any, validation documents."""
+    notes: list[str]
+    """What was decided on the way, one line each."""
+
+
+def prepare(config: RunConfig, output: Path, *, overwrite: bool = False) -> Run:
+    """Load and check everything a run needs. Raises InputError; leaves no trace on disk."""
+    check_output(output, overwrite=overwrite)
+    train, held_out, notes = training_documents(config)
+    tokenizer = load_tokenizer(config.model)
+    template = assistant_template(tokenizer) if train.kind == "messages" else None
+    base = load_base(config.model)
+    # Before the adapter is drawn: the seed is part of the code that describes it (theta0).
+    set_seed(config.training.seed)
+    model, where = add_adapter(base, config.lora)
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    notes.append(f"LoRA rank {config.lora.rank} on {where}: {trainable:,} trainable weights")
+
+    callback = ShannonCallback(
+        config.scu.control,
+        prior_sigma=config.scu.prior_sigma,
+        prior_mean=config.scu.prior_mean,
+        actuator=config.scu.actuator,
+        tokens_per_epoch=config.data.tokens_per_epoch,
+        hold_after=config.training.steps - config.training.cooldown_steps,
+    )
+    packing = train.kind == "text" if config.data.packing == "auto" else config.data.packing
+    if train.kind == "messages" and template is None:
+        notes.append("the chat template does not mark assistant turns: only the last turn carries loss")
+    trainer = _Trainer(
+        model=model,
+        args=_arguments(config, output, packing=packing, kind=train.kind, masks=template is not None),
+        train_dataset=_rows(train, masks=template is not None),
+        eval_dataset=_rows(held_out, masks=template is not None) if held_out else None,
+        processing_class=tokenizer,
+        callbacks=[callback],
+    )
+    trainer.remove_callback(PrinterCallback)
+    notes += _check_tokens(trainer, callback, config, packing=packing)
+    documents = {"train": train} | ({"validation": held_out} if held_out else {})
+    return Run(config, output, trainer, callback, documents, notes)
+
+
+def train(run: Run, *, on_record: Callable[[StepRecord], None] | None = None) -> dict[str, Any]:
+    """Train, save the adapter and return the run's metadata, which says why it stopped.
+
+    Ctrl-C (or SIGTERM) ends the run after the current step and saves; a second one ends it at once.
+    """
+    run.output.mkdir(parents=True, exist_ok=True)
+    _remove_old_run(run.output)
+    (run.output / "config.yaml").write_text(dump(run.config), encoding="utf-8")
+    started_sec = time.monotonic()
+    with TraceWriter(run.output / "trace.jsonl") as trace, _stop_on_signal(run) as interrupted:
+
+        def record(step: StepRecord) -> None:
+            trace.write(step)
+            if on_record is not None:
+                on_record(step)
+
+        run.callback.on_record = record
+        run.trainer.train()
+    stop_reason = run.callback.stop_reason or ("interrupted" if interrupted else "steps done")
+    metadata = _metadata(run, stop_reason, time.monotonic() - started_sec)
+    if run.trainer.is_world_process_zero():
+        save(run, metadata)
+    return metadata
+
+
+def training_documents(config: RunConfig) -> tuple[Documents, Documents | None, list[str]]:
+    """Training and validation documents of a configuration, and what to tell the user about them."""
+    data = config.data
+    train, held_out = load_documents(data.train_data), None
+    notes = [f"training data {data.train_data}: {train.note}"]
+    if data.val_data is not None:
+        held_out = load_documents(data.val_data)
+        notes.append(f"validation data {data.val_data}: {held_out.note}")
+    elif data.val_fraction > 0.0:
+        train, held_out = split_documents(train, fraction=data.val_fraction, seed=config.training.seed)
+        notes.append(f"{len(held_out.rows)} documents held out for validation, {len(train.rows)} left")
+    if held_out is None:
+        return train, None, notes
+    if held_out.kind != train.kind:
+        raise DataError(f"training data are {train.kind} but validation data are {held_out.kind}")
+    if shared := overlap(train, held_out):
+        notes.append(f"WARNING: {shared} of {len(held_out.rows)} validation documents are in training")
+    return train, held_out, notes
+
+
+def check_output(output: Path, *, overwrite: bool) -> None:
+    """Refuse an output folder that holds a run (unless overwrite) or cannot be written to."""
+    for name in ("metadata.json", "trace.jsonl"):
+        if (output / name).exists() and not overwrite:
+            what = "a finished run" if name == "metadata.json" else "a run that was not finished"
+            raise OutputError(f"{output} holds {what}; choose another output, or pass --overwrite")
+    existing = next(path for path in (output, *output.absolute().parents) if path.exists())
+    probe = existing / ".scu-write-test"
+    try:
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise OutputError(f"cannot write to the output folder {output}: {error}") from error
+
+
+def save(run: Run, metadata: dict[str, Any]) -> None:
+    """Write the adapter in PEFT format, the tokenizer, the model card and, last, metadata.json."""
+    run.trainer.model.save_pretrained(run.output)
+    run.trainer.processing_class.save_pretrained(run.output)
+    (run.output / "README.md").write_text(_model_card(run, metadata), encoding="utf-8")
+    write_json(run.output / "metadata.json", metadata)
+
+
+class _Trainer(SFTTrainer):
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        # One loss that is not finite would stay in the trainer's running sum for ever. Its step is skipped and
+        # its window held (callback.py), so the value that stands in for it is never read.
+        loss: torch.Tensor = super().training_step(*args, **kwargs)
+        return torch.nan_to_num(loss, nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def _rows(documents: Documents, *, masks: bool) -> Dataset:
+    if documents.kind != "messages" or masks:
+        return documents.rows
+    return documents.rows.map(
+        lambda row: {"prompt": row["messages"][:-1], "completion": row["messages"][-1:]},
+        remove_columns="messages",
+    )
+
+
+def _arguments(
+    config: RunConfig, output: Path, *, packing: bool, kind: str, masks: bool
+) -> SFTConfig:
+    training = config.training
+    return SFTConfig(
+        output_dir=str(output),
+        max_steps=training.steps,
+        per_device_train_batch_size=training.batch_size,
+        per_device_eval_batch_size=training.batch_size,
+        gradient_accumulation_steps=training.gradient_accumulation,
+        learning_rate=training.learning_rate,
+        lr_scheduler_type="warmup_stable_decay",
+        lr_scheduler_kwargs={"num_decay_steps": training.cooldown_steps, "decay_type": "linear"},
+        warmup_steps=training.warmup_steps,
+        weight_decay=training.weight_decay,
+        max_grad_norm=training.max_grad_norm,
+        optim=training.optim,
+        seed=training.seed,
+        bf16=pick_dtype(config.model.precision) == torch.bfloat16,
+        gradient_checkpointing=training.gradient_checkpointing,
+        max_length=training.block_size,
+        packing=packing,
+        # Running text may be cut anywhere; a completion must keep its prompt.
+        packing_strategy="wrapped" if kind == "text" else "bfd",
+        eval_packing=False,
+        assistant_only_loss=masks,
+        logging_steps=config.scu.control_interval,
+        logging_nan_inf_filter=False,  # it reads every loss from the device; see _Trainer
+        eval_strategy="no" if training.eval_steps is None else "steps",
+        eval_steps=training.eval_steps,
+        save_strategy="no" if training.save_steps is None else "steps",
+        save_steps=training.save_steps or training.steps,
+        save_total_limit=training.save_total_limit,
+        report_to=training.report_to,
+        disable_tqdm=True,
+    )
+
+
+def _check_tokens(
+    trainer: Any, callback: ShannonCallback, config: RunConfig, *, packing: bool
+) -> list[str]:
+    """Set N on the callback; refuse data that could not train anything."""
+    loader = trainer.get_train_dataloader()
+    total = sum(len(row["input_ids"]) for row in trainer.train_dataset)
+    counted = count_loss_tokens(loader)
+    if packing and total < config.training.block_size:
+        raise DataError(
+            f"the training data hold {total} tokens, less than one block of {config.training.block_size}; "
+            "give more data or a smaller training.block_size"
+        )
+    if counted < MIN_LOSS_SHARE * total or counted == 0:
+        raise DataError(
+            f"only {counted} of {total} training tokens carry loss (less than {MIN_LOSS_SHARE:.0%}); "
+            "check the chat template, the completions and training.block_size"
+        )
+    notes = [f"N = {counted:,} tokens carry loss, of {total:,} in one pass"]
+    if callback.tokens_per_epoch is None:
+        callback.tokens_per_epoch = counted
+    elif abs(callback.tokens_per_epoch - counted) > MAX_COUNT_DIFFERENCE * counted:
+        notes.append(
+            f"WARNING: data.tokens_per_epoch is {callback.tokens_per_epoch:,} and is used as N, but "
+            f"{counted:,} were counted; ParamBPT and S scale with 1/N"
+        )
+    eos = trainer.processing_class.eos_token_id
+    if not any(eos in row["labels"] for row in trainer.train_dataset.select(range(min(100, len(trainer.train_dataset))))):
+        notes.append("WARNING: EOS carries no loss in the first rows: the adapter will not learn to stop")
+    return notes
+
+
+@contextmanager
+def _stop_on_signal(run: Run) -> Iterator[list[int]]:
+    received: list[int] = []
+
+    def handle(number: int, frame: Any) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    class StopAfterStep(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+            control.should_training_stop = control.should_training_stop or bool(received)
+            return control
+
+    stopper = StopAfterStep()
+    run.trainer.add_callback(stopper)
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        run.trainer.remove_callback(stopper)
+
+
+def _remove_old_run(output: Path) -> None:
+    for name in _RUN_FILES:
+        (output / name).unlink(missing_ok=True)
+    for checkpoint in output.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+
+
+def _metadata(run: Run, stop_reason: str, duration_sec: float) -> dict[str, Any]:
+    trainer, last = run.trainer, run.callback.records[-1:]
+    return run.callback.summary() | {
+        "stop_reason": stop_reason,
+        "verdict": "not judged",
+        "base_model": run.config.model.base_model,
+        "optimizer_steps": trainer.state.global_step,
+        "tokens_seen": last[0].tokens_seen if last else 0,
+        "duration_sec": duration_sec,
+        "seed": run.config.training.seed,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "processes": trainer.args.world_size,
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES},
+        "data": {
+            part: {"source": docs.source, "sha256": docs.sha256, "documents": len(docs.rows)}
+            for part, docs in run.documents.items()
+        },
+        "notes": run.notes,
+    }
+
+
+def _model_card(run: Run, metadata: dict[str, Any]) -> str:
+    base, s, target = metadata["base_model"], metadata["final_s_ratio"], metadata["target_s"]
+    s_text = "never measured" if s is None else f"{s:.2%}"
+    return f"""---
+library_name: peft
+base_model: {base}
+tags: [lora, shannon-control-unit]
+---
+
+# LoRA adapter for {base}
+
+Trained with the Shannon Control Unit: its information ratio S was held at {target:.2%} by a PI controller.
+
+| | |
+|---|---|
+| S at the end | {s_text} |
+| lambda at the end | {metadata["final_lambda"]:.4g} |
+| optimizer steps | {metadata["optimizer_steps"]} |
+| stopped because | {metadata["stop_reason"]} |
+| training tokens N | {metadata["tokens_per_epoch"]:,} |
+
+`config.yaml` repeats the run, `trace.jsonl` holds every control window, `metadata.json` the final values.
+"""
