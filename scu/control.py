@@ -5,15 +5,22 @@ input is lambda: a larger lambda pulls the adapter harder toward its prior mean,
 
 Positional law (default), once per window of `control_interval` optimizer steps:
 
-    e         = logit(S) - logit(S*)                     ln of the ratio of bit ratios: scale-free
-    I         = I + ki * e                               only while |e| < ln 2
-    ln lambda = ln lambda_init + kp * e + I              within +- max_log_change of the last, then bounds
+    e         = logit(S) - logit(S*)              ln of the ratio of bit ratios: scale-free
+    I         = I + ki * e                        |e| counts up to ln 2; not during the climb
+    wanted    = ln lambda_init + kp * e + I
+    ln lambda = half of the way from its last value to wanted, at most max_log_change; bounded
 
-Written as differences this is the velocity form, nuPI of Sohrabi et al. (2024, arXiv 2406.04558). Far
-from the set point only the proportional part acts: S starts at 0, and an integral that runs during the
-climb has to be undone by an overshoot. At a bound the integral is pulled back by the excess (Astrom &
-Hagglund, "Advanced PID Control", 2006, ch. 3: back-calculation, tracking time = integral time), so a
-pinned lambda leaves its bound at the first error of the other sign.
+A positional PI in ln lambda, as nuPI (Sohrabi et al. 2024, arXiv 2406.04558), with three guards:
+
+- S starts at 0, and an integral that ran during the climb would have to be undone by an overshoot:
+  while S is more than a factor of two (in odds) from S* and on its way, the integral waits. On its way
+  means that at its present rate e would close within the time already spent; a climb that stalls
+  short of S*, because the proportional part itself stops it, must not wait for ever.
+- Half of the way: where gradients are steady ParamBPT goes as lambda^-2, and a plant that answers within
+  one window would turn kp = 0.8 into a loop gain of 1.6, a limit cycle. Half steps put its pole at -0.3
+  and cost a slow plant nothing.
+- At a bound the integral gives back its own excess (back-calculation: Astrom & Hagglund, "Advanced
+  PID Control", 2006, ch. 3), so a pinned lambda leaves its bound at the first error of the other sign.
 
 Multiplicative law, for comparison with published runs only:
 
@@ -34,6 +41,10 @@ from scu.errors import ConfigError
 from scu.metrics import LN2, info_ratio, logit
 
 Law = Literal["positional", "multiplicative"]
+ActuatorKind = Literal["prox", "gradient", "none"]
+"""How lambda reaches the weights: engines/actuator.py."""
+PriorMean = Literal["init", "zero"]
+"""theta0: the adapter as it was drawn, or 0."""
 
 STOP_TOLERANCE = 0.05
 """S counts as on target within this fraction of S*."""
@@ -111,6 +122,10 @@ class ControlState:
     """Moving average of DataBPT (positional) or of S (multiplicative); None before the first window."""
     at_rest: bool = False
     """Inside the deadband: lambda holds until S leaves the band."""
+    windows: int = 0
+    """Updates so far."""
+    closing: float = 0.0
+    """Decrease of |e| per window, averaged over about the last quarter of the run."""
 
 
 class Measured(Protocol):
@@ -153,7 +168,10 @@ def replay(records: Iterable[Measured], settings: ControlSettings) -> list[Contr
 
 def _update_positional(state: ControlState, s: float, settings: ControlSettings) -> ControlState:
     error = logit(max(s, S_FLOOR)) - logit(settings.target_s)
-    state = replace(state, s=s, error=error)
+    windows = state.windows + 1
+    weight = min(1.0, 4.0 / windows)
+    closing = (1.0 - weight) * state.closing + weight * (abs(state.error) - abs(error))
+    state = replace(state, s=s, error=error, windows=windows, closing=closing)
     if settings.kp == settings.ki == 0.0:
         return state  # open loop
     # Hysteresis: comes to rest in the inner half of the band, wakes at its edge.
@@ -161,15 +179,15 @@ def _update_positional(state: ControlState, s: float, settings: ControlSettings)
     if abs(s - settings.target_s) <= band:
         return replace(state, at_rest=True)
 
-    integrate = abs(error) < LN2
-    integral = state.integral + settings.ki * error if integrate else state.integral
-    wanted = math.log(settings.lambda_init) + settings.kp * error + integral
+    origin = math.log(settings.lambda_init)
     low, high = math.log(settings.lambda_min), math.log(settings.lambda_max)
-    if integrate:
-        tracking = min(1.0, settings.ki / settings.kp) if settings.kp > 0.0 else 1.0
-        integral += tracking * (_clamp(wanted, low, high) - wanted)
+    integral = state.integral
+    if abs(error) < LN2 or (windows > 1 and windows * closing < abs(error)):
+        integral += settings.ki * _clamp(error, -LN2, LN2)
+        integral = _clamp(origin + integral, low, high) - origin
+    wanted = origin + settings.kp * error + integral
     last, step = math.log(state.lam), settings.max_log_change
-    log_lam = _clamp(_clamp(wanted, last - step, last + step), low, high)
+    log_lam = last + _clamp(0.5 * (wanted - last), -step, step)
     return replace(state, lam=_bounded_exp(log_lam, settings), integral=integral, at_rest=False)
 
 
@@ -193,6 +211,7 @@ def _clamp(value: float, low: float, high: float) -> float:
 
 
 def _bounded_exp(log_lam: float, settings: ControlSettings) -> float:
-    # Clamped again after exp: exp(log(bound)) need not be the bound to the last bit.
-    low, high = math.log(settings.lambda_min), math.log(settings.lambda_max)
-    return _clamp(math.exp(_clamp(log_lam, low, high)), settings.lambda_min, settings.lambda_max)
+    # exp(log(bound)) need not be the bound to the last bit.
+    if log_lam <= math.log(settings.lambda_min):
+        return settings.lambda_min
+    return min(math.exp(log_lam), settings.lambda_max)

@@ -1,18 +1,18 @@
 """The command line, `scu`: train an adapter under control, evaluate it, see both in a demo.
 
-Exit codes: 0 done, 1 the run failed, 2 bad input (nothing was started), 130 interrupted. What a user
-can mend is one line on stderr, never a traceback. `--help` imports no framework: the engines are
-imported inside the commands.
+Exit codes: 0 done, 1 the run failed, 2 bad input (nothing was started), 130 interrupted. What a
+user can mend is a message on stderr, never a traceback. `--help` imports no framework: the engines
+are imported inside the commands.
 """
 
-import importlib
 import json
+import logging
 import math
 import os
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -22,7 +22,7 @@ from rich.table import Table
 
 import scu
 from scu.control import STOP_TOLERANCE, ControlSettings
-from scu.errors import ConfigError, DataError, InputError, ModelError, OutputError, ScuError
+from scu.errors import ConfigError, DataError, InputError, OutputError, ScuError
 from scu.trace import StepRecord, write_json
 from scu_api.panel import Panel, duration, number, percent
 
@@ -127,14 +127,14 @@ def demo(
         _evaluate(folder, None)
         say = _console().print
         again = f"scu demo --set scu.target_s=0.05 --output {folder}-5-percent"
-        own = f"a copy of {folder / 'config.yaml'} with your own model and data"
-        say(f"\nAnother set point:  {again}", highlight=False, soft_wrap=True)
-        say(f"Your own run:       scu train RUN.yaml, {own}", highlight=False, soft_wrap=True)
+        own = f"scu train RUN.yaml  (a copy of {folder / 'config.yaml'}, with your model and data)"
+        say(f"\nAnother set point:  {again}", soft_wrap=True)
+        say(f"Your own run:       {own}", soft_wrap=True)
     raise typer.Exit(code)
 
 
 def _load(file: Path, output: Path | None, sets: list[str] | None) -> "tuple[RunConfig, Path]":
-    from scu.config import check_ready, load
+    from scu.config_file import check_ready, load
 
     config = load(file, sets=sets or [], output=None if output is None else str(output))
     check_ready(config)
@@ -151,7 +151,7 @@ def _train(
     run: Run = engine.prepare(config, output, overwrite=overwrite)
     for note in [*run.notes, _controller_line(run.callback.settings)]:
         style = "yellow" if note.startswith("WARNING") else None
-        console.print(note, style=style, markup=False, highlight=False, soft_wrap=True)
+        console.print(note, style=style, soft_wrap=True)
     if dry_run:
         console.print("dry run: nothing was trained")
         return DONE
@@ -162,9 +162,13 @@ def _train(
             records.append(record)
             panel.record(record)
 
-        metadata: dict[str, Any] = engine.train(run, on_record=show)
+        try:
+            metadata: dict[str, Any] = engine.train(run, on_record=show)
+        except KeyboardInterrupt:  # the second Ctrl-C; the first one ends the run and saves
+            typer.echo("interrupted; the adapter was not saved", err=True)
+            return INTERRUPTED
     for line in _summary(metadata, records, output):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)
     return _exit_code(str(metadata["stop_reason"]))
 
 
@@ -191,9 +195,11 @@ def _controller_line(settings: ControlSettings) -> str:
 
 def _summary(metadata: dict[str, Any], records: list[StepRecord], output: Path) -> Iterator[str]:
     low, high = metadata["lambda_range"]
+    s, target = metadata["final_s_ratio"], metadata["target_s"]
+    off = "" if s is None else f" ({s / target - 1.0:+.1%})"
     yield ""
     yield f"stopped   {metadata['stop_reason']}, after {duration(metadata['duration_sec'])}"
-    yield f"S         {percent(metadata['final_s_ratio'])}, S* = {percent(metadata['target_s'])}"
+    yield f"S         {percent(s)}, S* = {percent(target)}{off}"
     yield f"lambda    {number(metadata['final_lambda'])}, was in [{number(low)}, {number(high)}]"
     if records:
         first, last = records[0].data_bpt, records[-1].data_bpt
@@ -228,12 +234,13 @@ def _table(comparison: "Comparison") -> Table:
     for heading in ("base", "adapter", "difference"):
         table.add_column(heading, justify="right")
     interval = f"95 % in [{-c.saved_high:+.4f}, {-c.saved_low:+.4f}]"
-    for name, base, adapter, more in (
-        ("bits per token", c.base_bpt, c.adapter_bpt, f"\n{interval}"),
-        ("bits per byte", c.base_bpb, c.adapter_bpb, ""),
-        ("perplexity", c.base_perplexity, c.adapter_perplexity, ""),
+    for name, base, adapter, digits, more in (
+        ("bits per token", c.base_bpt, c.adapter_bpt, 4, f"\n{interval}"),
+        ("bits per byte", c.base_bpb, c.adapter_bpb, 4, ""),
+        ("perplexity", c.base_perplexity, c.adapter_perplexity, 2, ""),
     ):
-        table.add_row(name, f"{base:.4f}", f"{adapter:.4f}", f"{adapter - base:+.4f}{more}")
+        difference = f"{adapter - base:+,.{digits}f}{more}"
+        table.add_row(name, f"{base:,.{digits}f}", f"{adapter:,.{digits}f}", difference)
     return table
 
 
@@ -242,7 +249,7 @@ def _print_checks(console: Console, folder: Path) -> None:
     tick, cross = ("ok", "NO") if ascii_only else ("\u2713", "\u2717")
     for passed, line in checks(folder):
         mark, style = (tick, "cyan") if passed else (cross, "bold yellow")
-        console.print(f"{mark} {line}", style=style, markup=False, highlight=False, soft_wrap=True)
+        console.print(f"{mark} {line}", style=style, soft_wrap=True)
 
 
 def checks(folder: Path) -> list[tuple[bool, str]]:
@@ -257,13 +264,17 @@ def checks(folder: Path) -> list[tuple[bool, str]]:
         target = _float(metadata["target_s"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{file} is not a run's metadata: {error!r}") from error
+
+    def not_if(condition: bool) -> str:
+        return "not " if condition else ""
+
     near = abs(s - target) <= STOP_TOLERANCE * target
     return [
-        (lam > 0.0, f"final_lambda {number(lam)} is not 0" if lam > 0.0 else "final_lambda is 0"),
-        (high > 0.0, f"lambda_range [{number(low)}, {number(high)}], should not be [0, 0]"),
+        (lam > 0.0, f"final_lambda {number(lam)} is {not_if(lam > 0.0)}0"),
+        (high > 0.0, f"lambda_range [{number(low)}, {number(high)}] is {not_if(high > 0.0)}[0, 0]"),
         (
             near,
-            f"final_s_ratio {percent(s)} is {'' if near else 'not '}within {STOP_TOLERANCE:.0%} "
+            f"final_s_ratio {percent(s)} is {not_if(not near)}within {STOP_TOLERANCE:.0%} "
             f"of target_s {percent(target)}",
         ),
     ]
@@ -275,7 +286,7 @@ def _float(value: Any) -> float:
 
 def _holds_demo(folder: Path) -> bool:
     """Whether the folder holds an earlier run of the embedded model, which a demo may replace."""
-    from scu.config import load
+    from scu.config_file import load
 
     try:
         return load(folder / "config.yaml").model.base_model == DEMO_MODEL
@@ -287,12 +298,13 @@ def _engine(name: str) -> Any:
     """A module of scu.engines; one error with the way out where its libraries are missing."""
     _quiet_libraries()
     try:
-        return importlib.import_module(f"scu.engines.{name}")
+        return import_module(f"scu.engines.{name}")
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] == "scu":
+        package = (error.name or "scu").partition(".")[0]
+        if package == "scu":
             raise
-        raise ModelError(
-            f"{error.name} is not installed; run pip install 'shannon-control-unit[torch]'"
+        raise InputError(
+            f"{package} is not installed; run pip install 'shannon-control-unit[torch]'"
         ) from error
 
 
@@ -311,7 +323,8 @@ def _quiet_libraries() -> None:
         "TOKENIZERS_PARALLELISM": "false",
     }.items():
         os.environ.setdefault(name, value)
-    for category in (FutureWarning, UserWarning, DeprecationWarning):
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    for category in (FutureWarning, UserWarning):
         warnings.filterwarnings("ignore", category=category, module=LIBRARIES)
 
 
@@ -324,7 +337,8 @@ class _Console(Console):
 
 def _console() -> Console:
     """Of stdout; silent in all but the first process of a distributed run."""
-    return _Console(quiet=os.environ.get("RANK", "0") != "0")
+    quiet = os.environ.get("RANK", "0") != "0"
+    return _Console(quiet=quiet, markup=False, highlight=False, emoji=False)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ SCALE_CELLS = 41
 """Odd, so that S* has a cell of its own in the middle."""
 HISTORY = 60
 """Windows in the sparkline."""
-REFRESH_PER_SEC = 2
+REFRESH_PER_SEC = 1
 
 _TICKS = "\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"  # eighths of a block, from low to high
 _FULL, _EMPTY, _LINE, _DOT, _TARGET = "\u2588", "\u2591", "\u2500", "\u25cf", "\u2502"
@@ -45,6 +45,7 @@ class Panel:
         # Replaced, never changed in place: the panel is drawn from another thread too.
         self._records: tuple[StepRecord, ...] = ()
         self._eval: StepRecord | None = None
+        self._ended = False
         self._started_sec = self._recorded_sec = time.monotonic()
         drawn = console.is_terminal and not (console.is_dumb_terminal or console.options.ascii_only)
         self._live: Live | None = None
@@ -67,6 +68,7 @@ class Panel:
         value: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
+        self._ended = True
         if self._live is not None:
             self._live.stop()
 
@@ -127,7 +129,8 @@ class Panel:
             f"{step:>6}/{self._steps} ",
             (_FULL * full, "cyan"),
             (_EMPTY * (24 - full), "dim"),
-            f" {share:4.0%}  {duration(now_sec - self._started_sec)}, {duration(left_sec)} left",
+            f" {share:4.0%}  {duration(now_sec - self._started_sec)}",
+            "" if self._ended else f", {duration(left_sec)} left",
         )
 
     def _evaluated(self) -> str:
@@ -137,7 +140,7 @@ class Panel:
         return f"{bits} bits/token on validation data, at step {step}"
 
     def _line(self, line: str) -> None:
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        self._console.print(Text(line), soft_wrap=True)
 
 
 def plain_line(record: StepRecord, *, settings: ControlSettings, steps: int) -> str:
@@ -164,9 +167,9 @@ def number(value: float | None) -> str:
     """Three or four significant digits in at most nine characters; "-" where there is none."""
     if value is None:
         return "-"
-    if value != 0.0 and math.isfinite(value) and not 1e-3 <= abs(value) < 1e4:
+    if value != 0.0 and math.isfinite(value) and not 1e-3 <= abs(value) < 9999.5:
         return f"{value:.2e}"
-    return f"{value:#.4g}"
+    return f"{value:#.4g}".removesuffix(".")
 
 
 def percent(share: float | None) -> str:
@@ -235,12 +238,13 @@ def _marked(cells: list[str], position: float, *, low: str, high: str) -> Text:
 def _sparkline(history: Iterable[float], target_s: float) -> Text:
     """The last windows' S, between their extremes and S*; ends with the height that S* has in it.
 
-    Spans at least 20 % of S*, so that noise on target looks like noise.
+    Spans at least a tenth of S* to both sides, so that noise on target looks like noise, and a
+    little more above than below, so that S* is inside one of the heights and not between two.
     """
     history = list(history)
     known = [s for s in history if math.isfinite(s)]
     low = min([*known, 0.9 * target_s])
-    high = max([*known, 1.1 * target_s])
+    high = max([*known, 1.125 * target_s])
 
     def tick(s: float) -> str:
         if not math.isfinite(s):

@@ -72,3 +72,10 @@ def text_file(tmp_path) -> Path:
     )
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
+
+
+def pytest_configure(config):
+    # Tiny tensors: a second thread costs more than it brings, and other tests may run beside.
+    import torch
+
+    torch.set_num_threads(1)

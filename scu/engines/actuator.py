@@ -17,15 +17,13 @@ it can poison the weights. Nothing reads from the device within a step; read() d
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from scu.control import ActuatorKind, PriorMean
 from scu.errors import ConfigError, ModelError
-
-ActuatorKind = Literal["prox", "gradient", "none"]
-PriorMean = Literal["init", "zero"]
 
 _ADAPTER_MARKS = ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B")
 _UNPENALIZED_MARKS = ("lora_magnitude_vector", "modules_to_save", "bias")

@@ -15,8 +15,8 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from scu.control import ControlSettings, ControlState, start, update
-from scu.engines.actuator import Actuator, ActuatorKind, PriorMean, adapter_weights
+from scu.control import ActuatorKind, ControlSettings, ControlState, PriorMean, start, update
+from scu.engines.actuator import Actuator, adapter_weights
 from scu.errors import DataError, TrainingError
 from scu.metrics import data_bpt, info_ratio, param_bpt, pull
 from scu.trace import StepRecord

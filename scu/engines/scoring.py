@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from scu.config import RunConfig, load
+from scu.config import RunConfig
+from scu.config_file import load
 from scu.data import Documents, document_text, load_documents
 from scu.engines.loading import assistant_template, load_adapter, load_tokenizer
 from scu.engines.torch_engine import training_documents

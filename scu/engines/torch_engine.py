@@ -21,7 +21,8 @@ from transformers import TrainerCallback, set_seed
 from transformers.trainer_callback import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
-from scu.config import RunConfig, dump
+from scu.config import RunConfig
+from scu.config_file import dump
 from scu.data import Documents, load_documents, overlap, split_documents
 from scu.engines.callback import ShannonCallback, count_loss_tokens
 from scu.engines.loading import (
@@ -214,6 +215,7 @@ def _arguments(
         save_steps=training.save_steps or training.steps,
         save_total_limit=training.save_total_limit,
         report_to=training.report_to,
+        dataloader_pin_memory=torch.cuda.is_available(),
         disable_tqdm=True,
     )
 
@@ -244,8 +246,8 @@ def _check_tokens(
             f"{counted:,} were counted; ParamBPT and S scale with 1/N"
         )
     eos = trainer.processing_class.eos_token_id
-    if not any(eos in row["labels"] for row in trainer.train_dataset.select(range(min(100, len(trainer.train_dataset))))):
-        notes.append("WARNING: EOS carries no loss in the first rows: the adapter will not learn to stop")
+    if not any(eos in row["labels"] for row in trainer.train_dataset):
+        notes.append("WARNING: EOS carries no loss anywhere: the adapter will not learn to stop")
     return notes
 
 

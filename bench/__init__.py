@@ -1,0 +1,1 @@
+"""Benchmarks: `python -m bench.NAME` measures and writes bench/results/NAME.json."""
