@@ -7,9 +7,10 @@ step is made, and writes the run's folder. The loop itself is ShannonCallback.
 import platform
 import shutil
 import signal
+import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -32,7 +33,7 @@ from scu.engines.loading import (
     load_tokenizer,
     pick_dtype,
 )
-from scu.errors import DataError, OutputError
+from scu.errors import DataError, OutputError, TrainingError
 from scu.trace import StepRecord, TraceWriter, write_json
 
 MIN_LOSS_SHARE = 0.01
@@ -82,11 +83,12 @@ def prepare(config: RunConfig, output: Path, *, overwrite: bool = False) -> Run:
     packing = train.kind == "text" if config.data.packing == "auto" else config.data.packing
     if train.kind == "messages" and template is None:
         notes.append("the chat template does not mark assistant turns: only the last turn carries loss")
+    masks = template is not None
     trainer = _Trainer(
         model=model,
-        args=_arguments(config, output, packing=packing, kind=train.kind, masks=template is not None),
-        train_dataset=_rows(train, masks=template is not None),
-        eval_dataset=_rows(held_out, masks=template is not None) if held_out else None,
+        args=_arguments(config, packing=packing, kind=train.kind, masks=masks),
+        train_dataset=_rows(train, masks=masks),
+        eval_dataset=_rows(held_out, masks=masks) if held_out else None,
         processing_class=tokenizer,
         callbacks=[callback],
     )
@@ -101,22 +103,33 @@ def train(run: Run, *, on_record: Callable[[StepRecord], None] | None = None) ->
 
     Ctrl-C (or SIGTERM) ends the run after the current step and saves; a second one ends it at once.
     """
-    run.output.mkdir(parents=True, exist_ok=True)
-    _remove_old_run(run.output)
-    (run.output / "config.yaml").write_text(dump(run.config), encoding="utf-8")
+    is_main = run.trainer.is_world_process_zero()
     started_sec = time.monotonic()
-    with TraceWriter(run.output / "trace.jsonl") as trace, _stop_on_signal(run) as interrupted:
+    with ExitStack() as stack:
+        interrupted = stack.enter_context(_stop_on_signal(run.trainer))
+        run.trainer.args.output_dir = str(run.output)
+        if is_main:
+            run.output.mkdir(parents=True, exist_ok=True)
+            _remove_old_run(run.output)
+            (run.output / "config.yaml").write_text(dump(run.config), encoding="utf-8")
+            trace = stack.enter_context(TraceWriter(run.output / "trace.jsonl"))
 
-        def record(step: StepRecord) -> None:
-            trace.write(step)
-            if on_record is not None:
-                on_record(step)
+            def record(step: StepRecord) -> None:
+                trace.write(step)
+                if on_record is not None:
+                    on_record(step)
 
-        run.callback.on_record = record
-        run.trainer.train()
+            run.callback.on_record = record
+        try:
+            run.trainer.train()
+        except torch.OutOfMemoryError as error:
+            raise TrainingError(
+                f"out of memory: {error}. Halve training.batch_size and double "
+                "training.gradient_accumulation, or set training.gradient_checkpointing: true"
+            ) from error
     stop_reason = run.callback.stop_reason or ("interrupted" if interrupted else "steps done")
     metadata = _metadata(run, stop_reason, time.monotonic() - started_sec)
-    if run.trainer.is_world_process_zero():
+    if is_main:
         save(run, metadata)
     return metadata
 
@@ -181,12 +194,11 @@ def _rows(documents: Documents, *, masks: bool) -> Dataset:
     )
 
 
-def _arguments(
-    config: RunConfig, output: Path, *, packing: bool, kind: str, masks: bool
-) -> SFTConfig:
+def _arguments(config: RunConfig, *, packing: bool, kind: str, masks: bool) -> SFTConfig:
     training = config.training
     return SFTConfig(
-        output_dir=str(output),
+        # The trainer makes this folder when it is built; the run's own is set when it starts.
+        output_dir=tempfile.gettempdir(),
         max_steps=training.steps,
         per_device_train_batch_size=training.batch_size,
         per_device_eval_batch_size=training.batch_size,
@@ -205,7 +217,7 @@ def _arguments(
         packing=packing,
         # Running text may be cut anywhere; a completion must keep its prompt.
         packing_strategy="wrapped" if kind == "text" else "bfd",
-        eval_packing=False,
+        eval_packing=packing and kind == "text",  # unpacked, a long text would be cut to one block
         assistant_only_loss=masks,
         logging_steps=config.scu.control_interval,
         logging_nan_inf_filter=False,  # it reads every loss from the device; see _Trainer
@@ -215,6 +227,7 @@ def _arguments(
         save_steps=training.save_steps or training.steps,
         save_total_limit=training.save_total_limit,
         report_to=training.report_to,
+        use_cpu=not torch.accelerator.is_available(),
         dataloader_pin_memory=torch.cuda.is_available(),
         disable_tqdm=True,
     )
@@ -252,7 +265,7 @@ def _check_tokens(
 
 
 @contextmanager
-def _stop_on_signal(run: Run) -> Iterator[list[int]]:
+def _stop_on_signal(trainer: Any) -> Iterator[list[int]]:
     received: list[int] = []
 
     def handle(number: int, frame: Any) -> None:
@@ -266,14 +279,14 @@ def _stop_on_signal(run: Run) -> Iterator[list[int]]:
             return control
 
     stopper = StopAfterStep()
-    run.trainer.add_callback(stopper)
+    trainer.add_callback(stopper)
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield received
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        run.trainer.remove_callback(stopper)
+        trainer.remove_callback(stopper)
 
 
 def _remove_old_run(output: Path) -> None:
