@@ -13,23 +13,25 @@ Positional law (default), once per window of `control_interval` optimizer steps:
 A positional PI in ln lambda, as nuPI (Sohrabi et al. 2024, arXiv 2406.04558), with three guards:
 
 - S starts at 0, and an integral that ran during the climb would have to be undone by an overshoot:
-  while S is more than a factor of two (in odds) from S* and on its way, the integral waits. On its way
-  means that at its present rate e would close within the time already spent; a climb that stalls
-  short of S*, because the proportional part itself stops it, must not wait for ever.
-- Half of the way: where gradients are steady ParamBPT goes as lambda^-2, and a plant that answers within
-  one window would turn kp = 0.8 into a loop gain of 1.6, a limit cycle. Half steps put its pole at -0.3
-  and cost a slow plant nothing.
+  while S is more than a factor of two (in odds) from S* and on its way, the integral waits. On its
+  way means that at its present rate e would close within the time already spent; a climb that
+  stalls short of S*, because the proportional part itself stops it, must not wait for ever.
+- Half of the way: where gradients are steady ParamBPT goes as lambda^-2, and a plant that answers
+  within one window would turn kp = 0.8 into a loop gain of 1.6, a limit cycle. Half steps put its
+  pole at -0.3 and cost a slow plant nothing.
 - At a bound the integral gives back its own excess (back-calculation: Astrom & Hagglund, "Advanced
-  PID Control", 2006, ch. 3), so a pinned lambda leaves its bound at the first error of the other sign.
+  PID Control", 2006, ch. 3), so a pinned lambda leaves its bound at the first error of the other
+  sign.
 
 Multiplicative law, for comparison with published runs only:
 
     e = EMA(S) - S*;  I = I + e;  lambda = lambda * exp(kp * e + ki * I)
 
-With lambda on both sides kp integrates and ki integrates twice: once the plant lags, it never settles.
+With lambda on both sides kp integrates and ki integrates twice: once the plant lags, it never
+settles.
 
-Gains mean nothing without the interval they act at. Pure on purpose: no clock, no tensors, no logging;
-the state is a few numbers, so a run is replayed from its trace and tested without a model.
+Gains mean nothing without the interval they act at. Pure on purpose: no clock, no tensors, no
+logging; the state is a few numbers, so a run is replayed from its trace and tested without a model.
 """
 
 import math
@@ -68,7 +70,8 @@ class ControlSettings:
     control_interval: int = 10
     """Optimizer steps per window: the controller's clock."""
     ema: float = 0.5
-    """Weight of the newest window in the moving average (of DataBPT; of S in the multiplicative law)."""
+    """Weight of the newest window in the moving average (of DataBPT; of S in the multiplicative
+    law)."""
     max_log_change: float = LN2
     """Largest change of ln lambda in one update."""
     law: Law = "positional"
@@ -103,8 +106,8 @@ class ControlSettings:
     def effective_deadband(self) -> float:
         """The deadband, but never wider than half the stop tolerance.
 
-        0.003 is 10 % of S* = 3 % and 60 % of S* = 0.5 %: inside such a band lambda would rest while S is
-        still off target, and no equilibrium could be told from a pause.
+        0.003 is 10 % of S* = 3 % and 60 % of S* = 0.5 %: inside such a band lambda would rest while
+        S is still off target, and no equilibrium could be told from a pause.
         """
         return min(self.deadband, 0.5 * STOP_TOLERANCE * self.target_s)
 
@@ -119,7 +122,8 @@ class ControlState:
     s: float = 0.0
     """S as the law saw it at the last update."""
     average: float | None = None
-    """Moving average of DataBPT (positional) or of S (multiplicative); None before the first window."""
+    """Moving average of DataBPT (positional) or of S (multiplicative); None before the first
+    window."""
     at_rest: bool = False
     """Inside the deadband: lambda holds until S leaves the band."""
     windows: int = 0
@@ -146,12 +150,15 @@ def start(settings: ControlSettings) -> ControlState:
 def update(
     state: ControlState, *, data_bpt: float, param_bpt: float, settings: ControlSettings
 ) -> ControlState:
-    """The state after a window that measured data_bpt (mean of the window) and param_bpt (at its end)."""
+    """The state after a window that measured data_bpt (mean of the window) and param_bpt (at its
+    end)."""
     if settings.law == "multiplicative":
         return _update_multiplicative(state, info_ratio(data_bpt, param_bpt), settings)
     # DataBPT is noisy and is averaged; ParamBPT is exact and is not, so that S hardly lags.
     average = _average(state.average, data_bpt, settings.ema)
-    return _update_positional(replace(state, average=average), info_ratio(average, param_bpt), settings)
+    return _update_positional(
+        replace(state, average=average), info_ratio(average, param_bpt), settings
+    )
 
 
 def replay(records: Iterable[Measured], settings: ControlSettings) -> list[ControlState]:
@@ -191,7 +198,9 @@ def _update_positional(state: ControlState, s: float, settings: ControlSettings)
     return replace(state, lam=_bounded_exp(log_lam, settings), integral=integral, at_rest=False)
 
 
-def _update_multiplicative(state: ControlState, s: float, settings: ControlSettings) -> ControlState:
+def _update_multiplicative(
+    state: ControlState, s: float, settings: ControlSettings
+) -> ControlState:
     average = _average(state.average, s, settings.ema)
     error = average - settings.target_s
     state = replace(state, s=s, average=average, error=error)

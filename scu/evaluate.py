@@ -1,9 +1,9 @@
 """What an adapter was worth: base against adapter on the same held-out documents.
 
-Scores come in as nats per document and are summed before they are divided: token-weighted, so a long
-document counts for what it is. Bits per byte do not depend on the tokenizer. The interval resamples
-documents, pairwise: tokens of one document are not independent (Miller 2024, "Adding error bars to
-evals").
+Scores come in as nats per document and are summed before they are divided: token-weighted, so a
+long document counts for what it is. Bits per byte do not depend on the tokenizer. The interval
+resamples documents, pairwise: tokens of one document are not independent (Miller 2024, "Adding
+error bars to evals").
 """
 
 from collections.abc import Sequence

@@ -12,8 +12,8 @@ log-determinant it is a relative complexity, not a code length: its gradient is 
 value is a convention. A receiver who has the seed regenerates theta0 for nothing, so theta0 is the
 adapter as it was drawn (Hinton & van Camp 1993; Blier & Ollivier 2018).
 
-Plain floats in and out. Percent exists only where a number is printed, nats only at the edge where a
-framework hands us a loss.
+Plain floats in and out. Percent exists only where a number is printed, nats only at the edge where
+a framework hands us a loss.
 """
 
 import math
@@ -42,7 +42,8 @@ def param_bpt(sum_sq: float, *, prior_sigma: float, tokens: int) -> float:
 def pull(lam: float, *, prior_sigma: float, tokens: int) -> float:
     """c = lambda / (sigma^2 N): the penalty's gradient is c * (theta - theta0), in nats/token.
 
-    From J = CE + lambda * sum((theta - theta0)^2) / (2 sigma^2 N). lambda = 1 is MAP, the two-part code.
+    From J = CE + lambda * sum((theta - theta0)^2) / (2 sigma^2 N). lambda = 1 is MAP, the two-part
+    code.
     """
     _check_prior(prior_sigma, tokens)
     return lam / (prior_sigma**2 * tokens)

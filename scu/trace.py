@@ -1,8 +1,8 @@
 """The trace of a run: one JSON line per control window, flushed as written.
 
 Everything that watches a run (live panel, diagnosis, report, benchmark) reads this file and nothing
-else, so watching needs no training framework and cannot crash a run. NaN and infinity are written as
-null, so that every JSON reader takes the file.
+else, so watching needs no training framework and cannot crash a run. NaN and infinity are written
+as null, so that every JSON reader takes the file.
 """
 
 import json
@@ -18,7 +18,8 @@ from scu.errors import DataError
 
 @dataclass(frozen=True, kw_only=True)
 class StepRecord:
-    """One control window. Rates are per optimizer step; lam is the value that the next window uses."""
+    """One control window. Rates are per optimizer step; lam is the value that the next window
+    uses."""
 
     step: int
     """Optimizer steps done."""
@@ -46,7 +47,8 @@ class StepRecord:
     skipped_steps: int = 0
     """Optimizer steps of the window that were skipped because a gradient was not finite."""
     held: str = ""
-    """Why the controller did not move in this window ("skipped steps", "cooldown", ...); empty if it could."""
+    """Why the controller did not move in this window ("skipped steps", "cooldown", ...); empty if
+    it could."""
     verdict: str = ""
 
 
@@ -72,7 +74,10 @@ class TraceWriter:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        tb: TracebackType | None,
     ) -> None:
         self.close()
 
@@ -80,8 +85,8 @@ class TraceWriter:
 def read_trace(path: Path) -> list[StepRecord]:
     """Read a trace, also of a run that is still being written.
 
-    A last line without its newline is a write in progress and is left out. Raises DataError, with the line
-    number, for anything else that is not a record.
+    A last line without its newline is a write in progress and is left out. Raises DataError, with
+    the line number, for anything else that is not a record.
     """
     return list(_records(path))
 
@@ -89,7 +94,9 @@ def read_trace(path: Path) -> list[StepRecord]:
 def write_json(path: Path, content: Any) -> None:
     """Write JSON so that a reader sees the old file or the whole new one, never a part."""
     part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(_jsonable(content), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    part.write_text(
+        json.dumps(_jsonable(content), indent=2, allow_nan=False) + "\n", encoding="utf-8"
+    )
     part.replace(path)
 
 
@@ -118,7 +125,7 @@ def _parse(line: str, where: str) -> StepRecord:
             raise DataError(f"{where}: {name} must be a number, got {value!r}")
         if name not in _NUMBERS and not isinstance(value, str):
             raise DataError(f"{where}: {name} must be a string, got {value!r}")
-    restored = {
+    restored: dict[str, Any] = {
         name: math.nan if value is None and name not in _NULLABLE else value
         for name, value in raw.items()
     }

@@ -1,4 +1,5 @@
-"""Small things that many tests need: a tiny model, a tokenizer, a data file. Nothing is downloaded."""
+"""Small things that many tests need: a tiny model, a tokenizer, a data file. Nothing is
+downloaded."""
 
 import json
 import os
@@ -7,7 +8,6 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 WORDS = "the a loop holds ratio of bits while an adapter learns and ends when nothing moves".split()

@@ -205,7 +205,7 @@ def test_an_adapter_weight_outside_the_optimizer_is_refused():
 
 def test_a_half_precision_adapter_is_refused():
     w = nn.Parameter(torch.zeros(3, dtype=torch.bfloat16))
-    with pytest.raises(ModelError, match=r"torch\.bfloat16; lambda's pull is below its resolution"):
+    with pytest.raises(ModelError, match=r"torch\.bfloat16: lambda's pull is below its"):
         Actuator(adam(w), {"lora_A": w})
 
 
@@ -249,7 +249,10 @@ def test_exactly_the_trainable_matrices_of_the_adapter_are_chosen():
     [
         ({"q__weight": True}, "1 trainable weights and no LoRA adapter"),
         ({"q__weight": False}, "0 trainable weights and no LoRA adapter"),
-        ({"q__lora_A__weight": True, "q__lora_B__weight": True, "k__weight": True}, "'k.weight' is"),
+        (
+            {"q__lora_A__weight": True, "q__lora_B__weight": True, "k__weight": True},
+            "'k.weight' is",
+        ),
         ({"q__lora_A__weight": True, "q__lora_B__weight": False}, "its partner 'q.lora_B.weight'"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -45,7 +46,9 @@ def rows(count: int = 64, *, unequal: bool = False) -> Dataset:
     return Dataset.from_dict({"input_ids": ids, "labels": labels})
 
 
-def trainer(folder, tmp_path, callback, *, data=None, model=None, cls=Trainer, held_out=None, **args):
+def trainer(
+    folder, tmp_path, callback, *, data=None, model=None, cls=Trainer, held_out=None, **args
+):
     options = {
         "output_dir": str(tmp_path / "out"),
         "max_steps": 40,
@@ -80,7 +83,7 @@ def final_param_bpt(tiny_base, tmp_path, lam, kind="prox") -> float:
 def test_a_larger_fixed_lambda_gives_strictly_smaller_param_bpt(tiny_base, tmp_path):
     free = final_param_bpt(tiny_base, tmp_path, 1.0, kind="none")  # lambda = 0
     costs = [free, *(final_param_bpt(tiny_base, tmp_path, lam) for lam in (1.0, 10.0, 100.0))]
-    assert all(0.9 * before > after for before, after in zip(costs, costs[1:], strict=False)), costs
+    assert all(0.9 * before > after for before, after in pairwise(costs)), costs
 
 
 def test_with_the_wire_cut_lambda_changes_nothing(tiny_base, tmp_path):
@@ -257,7 +260,10 @@ def test_training_ends_when_no_step_has_a_finite_gradient_any_more(tiny_base, tm
     run.poisoned = frozenset(range(6, 100))
     run.train()
     assert run.state.global_step == 10
-    assert callback.stop_reason == f"diverged: {MAX_SKIPPED_IN_ROW} steps in a row without a finite gradient"
+    assert (
+        callback.stop_reason
+        == f"diverged: {MAX_SKIPPED_IN_ROW} steps in a row without a finite gradient"
+    )
     assert all(torch.isfinite(p).all() for p in run.model.parameters())
 
 
@@ -314,7 +320,12 @@ def test_a_half_precision_adapter_is_converted_when_the_trainer_is_built(tiny_ba
 
 def test_resuming_without_the_loops_state_is_refused(tiny_base, tmp_path):
     run = trainer(
-        tiny_base, tmp_path, ShannonCallback(settings()), save_strategy="steps", save_steps=5, max_steps=5
+        tiny_base,
+        tmp_path,
+        ShannonCallback(settings()),
+        save_strategy="steps",
+        save_steps=5,
+        max_steps=5,
     )
     run.train()
     again = trainer(tiny_base, tmp_path, ShannonCallback(settings()), max_steps=10)
@@ -334,9 +345,7 @@ def test_a_loss_that_is_not_finite_holds_the_window(tiny_base, tmp_path):
             return super().training_step(*args, **kwargs) + math.inf
 
     callback = ShannonCallback(settings(), prior_sigma=0.05)
-    trained(
-        tiny_base, tmp_path, callback, cls=Infinite, max_steps=5, logging_nan_inf_filter=False
-    )
+    trained(tiny_base, tmp_path, callback, cls=Infinite, max_steps=5, logging_nan_inf_filter=False)
     (record,) = callback.records
     assert record.held == "loss not finite"
     assert record.lam == 1.0

@@ -2,6 +2,7 @@
 
 import ast
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
 from typing import get_args
 
@@ -66,26 +67,23 @@ def test_every_setting_is_described():
     assert [key for key in FIELDS.keys() - declared if not FIELDS[key].description] == []
 
 
+@pytest.mark.parametrize("key", FIELDS)
 def test_every_setting_is_read_by_the_product(key):
-    name = key.rpartition(".")[2]
-    assert name in attributes_read(), f"nothing reads config.{key}"
+    assert key.rpartition(".")[2] in attributes_read(), f"nothing reads config.{key}"
 
 
-def attributes_read(cache=[]):  # noqa: B006 - parse once
-    if not cache:
-        files = [path for top in ("scu", "scu_api") for path in (ROOT / top).rglob("*.py")]
-        cache.append(
-            {
-                node.attr
-                for path in files
-                if path != ROOT / "scu/config.py"
-                for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-                if isinstance(node, ast.Attribute)
-                and isinstance(node.ctx, ast.Load)
-                and ast.unparse(node.value) not in ("torch", "self")
-            }
-        )
-    return cache[0]
+@cache
+def attributes_read():
+    files = [path for top in ("scu", "scu_api") for path in (ROOT / top).rglob("*.py")]
+    return {
+        node.attr
+        for path in files
+        if path != ROOT / "scu/config.py"
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.ctx, ast.Load)
+        and ast.unparse(node.value) not in ("torch", "self")
+    }
 
 
 SAMPLES = {

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -63,7 +64,8 @@ def test_while_s_climbs_towards_its_target_the_integral_waits():
 
 
 def test_a_plant_that_answers_at_once_does_not_oscillate():
-    """ParamBPT goes as lambda^-2 where gradients are steady: kp alone would be a loop gain of 1.6."""
+    """ParamBPT goes as lambda^-2 where gradients are steady: kp alone would be a loop gain of
+    1.6."""
     state, lambdas = start(SETTINGS), []
     for _ in range(60):
         param = param_for(0.1) * (0.7 / state.lam) ** 2
@@ -186,8 +188,9 @@ def test_the_closed_loop_settles_on_a_plant_with_lag(lag_steps, target_s):
 def test_the_multiplicative_law_reproduces_the_published_olmo_column():
     """S 2.43, 2.65, 2.81 % at steps 100, 500, 1000; one update per 100 steps, EMA 0.1.
 
-    The published lambda: about 0.995, 0.966 and 0.920 there, frozen near 0.87-0.88 from step 1500 on.
-    Between the published points S is interpolated; after 1000 it goes on to 2.93 and 3.14 % (1500, 2800).
+    The published lambda: about 0.995, 0.966 and 0.920 there, frozen near 0.87-0.88 from step 1500
+    on. Between the published points S is interpolated; after 1000 it goes on to 2.93 and 3.14 %
+    (1500, 2800).
     """
     points = [(100, 0.0243), (500, 0.0265), (1000, 0.0281), (1500, 0.0293), (2800, 0.0314)]
     settings = ControlSettings(
@@ -205,7 +208,7 @@ def test_the_multiplicative_law_reproduces_the_published_olmo_column():
 
 
 def interpolate(points: list[tuple[int, float]], step: int) -> float:
-    for (x0, y0), (x1, y1) in zip(points, points[1:], strict=False):
+    for (x0, y0), (x1, y1) in pairwise(points):
         if x0 <= step <= x1:
             return y0 + (y1 - y0) * (step - x0) / (x1 - x0)
     raise AssertionError(step)
@@ -245,7 +248,10 @@ bits = st.floats(min_value=0.0, max_value=20.0)
 @given(
     st.lists(
         st.builds(
-            Window, st.floats(min_value=0.01, max_value=20.0), bits, st.sampled_from(["", "cooldown"])
+            Window,
+            st.floats(min_value=0.01, max_value=20.0),
+            bits,
+            st.sampled_from(["", "cooldown"]),
         ),
         max_size=60,
     ),

@@ -11,8 +11,9 @@ import datasets
 import pytest
 from datasets import Dataset
 
-from scu.data import Documents, document_text, load_documents, overlap, split_documents
+from scu.data import Documents, load_documents, overlap, split_documents
 from scu.errors import ConfigError, DataError
+from scu.formats import document_text
 
 
 @pytest.fixture(autouse=True)

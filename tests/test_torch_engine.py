@@ -93,7 +93,9 @@ def test_the_adapter_loads_in_plain_peft_and_generates(tmp_path, config_file, ti
     assert new.shape[1] > ids["input_ids"].shape[1]
     trained = adapter_weights(run.trainer.model)
     loaded = dict(model.named_parameters())
-    assert all(torch.equal(loaded[name].detach(), weight.detach()) for name, weight in trained.items())
+    assert all(
+        torch.equal(loaded[name].detach(), weight.detach()) for name, weight in trained.items()
+    )
 
 
 def test_two_runs_with_one_seed_are_the_same_and_another_seed_is_not(tmp_path, config_file):
@@ -101,7 +103,9 @@ def test_two_runs_with_one_seed_are_the_same_and_another_seed_is_not(tmp_path, c
     for i, seed in enumerate((1, 1, 2)):
         output = tmp_path / str(i)
         torch_engine.train(prepared(config_file, output, f"training.seed={seed}"))
-        traces.append([(r.data_bpt, r.param_bpt, r.lam) for r in read_trace(output / "trace.jsonl")])
+        traces.append(
+            [(r.data_bpt, r.param_bpt, r.lam) for r in read_trace(output / "trace.jsonl")]
+        )
     assert traces[0] == traces[1] != traces[2]
 
 
@@ -226,7 +230,9 @@ def test_validation_documents_that_are_in_training_are_remarked_upon(
 
 def test_validation_data_of_another_kind_are_refused(tmp_path, config_file):
     pairs = write_rows(tmp_path / "p.jsonl", [{"prompt": "a", "completion": "b"}])
-    with pytest.raises(DataError, match="training data are text but validation data are completion"):
+    with pytest.raises(
+        DataError, match="training data are text but validation data are completion"
+    ):
         prepared(config_file, tmp_path / "o", f"data.val_data={pairs}", "data.val_fraction=null")
 
 
@@ -274,7 +280,9 @@ def test_an_output_that_cannot_be_written_is_refused(tmp_path, config_file):
 
 @pytest.mark.parametrize("model", ["no/such-model", "/nowhere/at/all"])
 def test_a_missing_model_is_refused_before_anything_is_written(tmp_path, config_file, model):
-    with pytest.raises(ModelError, match=f"cannot load the tokenizer of model.base_model '{model}'"):
+    with pytest.raises(
+        ModelError, match=f"cannot load the tokenizer of model.base_model '{model}'"
+    ):
         prepared(config_file, tmp_path / "out", f"model.base_model={model}")
     assert not (tmp_path / "out").exists()
 

@@ -6,13 +6,15 @@
 
     Delta <- Delta / (1 + lr * c / (sqrt(v_hat) + eps))      Delta = theta - theta0
 
-It has J's stationary points exactly, is stable for every c >= 0, does not enter Adam's moments and is
-not diluted by gradient clipping. (AdamW's own decay is the approximate form, with other fixed points:
-Zhuang et al., TMLR 2022, arXiv 2202.00089.) `gradient` adds c * Delta to the gradient before the step, for
-optimizers without a second moment. `none` cuts the wire: S is measured, lambda does nothing.
+It has J's stationary points exactly, is stable for every c >= 0, does not enter Adam's moments and
+is not diluted by gradient clipping. (AdamW's own decay is the approximate form, with other fixed
+points: Zhuang et al., TMLR 2022, arXiv 2202.00089.) `gradient` adds c * Delta to the gradient
+before the step, for optimizers without a second moment. `none` cuts the wire: S is measured, lambda
+does nothing.
 
-Also here, because it must share the hooks: a step whose gradients are not all finite is skipped, before
-it can poison the weights. Nothing reads from the device within a step; read() does, once per window.
+Also here, because it must share the hooks: a step whose gradients are not all finite is skipped,
+before it can poison the weights. Nothing reads from the device within a step; read() does, once per
+window.
 """
 
 from collections.abc import Mapping
@@ -32,9 +34,9 @@ _UNPENALIZED_MARKS = ("lora_magnitude_vector", "modules_to_save", "bias")
 def adapter_weights(model: nn.Module) -> dict[str, nn.Parameter]:
     """The trainable LoRA A and B matrices of a model (also of DoRA and rsLoRA), by name.
 
-    Magnitude vectors, biases and modules_to_save have no zero-mean prior and are not counted. Raises
-    ModelError when there is no adapter, an A without its B, or a trainable weight of another kind: each would
-    make ParamBPT silently wrong.
+    Magnitude vectors, biases and modules_to_save have no zero-mean prior and are not counted.
+    Raises ModelError when there is no adapter, an A without its B, or a trainable weight of another
+    kind: each would make ParamBPT silently wrong.
     """
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     chosen = {name: p for name, p in trainable.items() if _is_adapter_matrix(name)}
@@ -46,13 +48,15 @@ def adapter_weights(model: nn.Module) -> dict[str, nn.Parameter]:
     for name in trainable.keys() - chosen.keys():
         if not any(mark in name for mark in _UNPENALIZED_MARKS):
             raise ModelError(
-                f"trainable weight {name!r} is not part of a LoRA adapter; ParamBPT would not count it. "
-                "Freeze it, or list its module in modules_to_save"
+                f"trainable weight {name!r} is not part of a LoRA adapter; ParamBPT would not "
+                "count it. Freeze it or list its module in modules_to_save"
             )
     for name in chosen:
         partner = name.replace("_A", "_#").replace("_B", "_A").replace("_#", "_B")
         if partner not in chosen:
-            raise ModelError(f"adapter weight {name!r} is trainable but its partner {partner!r} is not")
+            raise ModelError(
+                f"adapter weight {name!r} is trainable but its partner {partner!r} is not"
+            )
     return chosen
 
 
@@ -73,8 +77,8 @@ class _Group:
 class Actuator:
     """Applies lambda at every step of an optimizer, and skips steps that are not finite.
 
-    Set `pull` to c = lambda / (sigma^2 N) (metrics.pull) whenever lambda changes. The weights must be fp32: a
-    relative shrink of 1e-5 is below the resolution of bf16 and would be lost.
+    Set `pull` to c = lambda / (sigma^2 N) (metrics.pull) whenever lambda changes. The weights must
+    be fp32: a relative shrink of 1e-5 is below the resolution of bf16 and would be lost.
     """
 
     def __init__(
@@ -114,13 +118,16 @@ class Actuator:
 
     @torch.no_grad()
     def read(self) -> tuple[float, int, int]:
-        """(sum of Delta^2, steps skipped since the last read, skipped in a row): one read from the device."""
+        """(sum of Delta^2, steps skipped since the last read, skipped in a row): one read from the
+        device."""
         device = self._finite.device
         norms = [
             norm.to(device)
             for group in self._groups
             for norm in torch._foreach_norm(
-                group.weights if group.prior is None else torch._foreach_sub(group.weights, group.prior)
+                group.weights
+                if group.prior is None
+                else torch._foreach_sub(group.weights, group.prior)
             )
         ]
         sum_sq = torch.stack(norms).square().sum()
@@ -130,9 +137,11 @@ class Actuator:
 
     @torch.no_grad()
     def median_gain(self) -> float:
-        """Median over weights of 1 / (sqrt(v_hat) + eps): what a unit of lr * c shrinks; 0 without prox.
+        """Median over weights of 1 / (sqrt(v_hat) + eps): what a unit of lr * c shrinks; 0 without
+        prox.
 
-        From about a thousand evenly spaced elements of each matrix: enough for an authority estimate.
+        From about a thousand evenly spaced elements of each matrix: enough for an authority
+        estimate.
         """
         gains = []
         for group in self._groups:
@@ -140,7 +149,9 @@ class Actuator:
                 state = self._optimizer.state[weight]
                 if "exp_avg_sq" in state:
                     root = state["exp_avg_sq"].flatten()
-                    root = root[:: max(1, len(root) // 1000)].sqrt() / self._bias(group, state).sqrt()
+                    root = (
+                        root[:: max(1, len(root) // 1000)].sqrt() / self._bias(group, state).sqrt()
+                    )
                     gains.append((root + group.options["eps"]).reciprocal())
         return float(torch.cat(gains).median()) if gains else 0.0
 
@@ -220,15 +231,15 @@ def _check(
     for group in optimizer.param_groups:
         if group.get("weight_decay", 0.0) != 0.0:
             raise ConfigError(
-                f"weight_decay is {group['weight_decay']} and must be 0: lambda is the only regularizer, "
-                "a second one outside the loop would be charged to S"
+                f"weight_decay is {group['weight_decay']} and must be 0: lambda is the only "
+                "regularizer, a second one outside the loop would be charged to S"
             )
     if kind == "prox":
         name = type(optimizer).__name__
         if not isinstance(optimizer, torch.optim.Adam) or optimizer.defaults.get("amsgrad"):
             raise ConfigError(
-                f"actuator prox needs Adam's second moment, and {name} does not keep it in full precision; "
-                "use optim adamw_torch_fused, or actuator: gradient"
+                f"actuator prox needs Adam's second moment, and {name} does not keep it in full "
+                "precision; use optim adamw_torch_fused, or actuator: gradient"
             )
     elif kind not in ("gradient", "none"):
         raise ConfigError(f"actuator must be prox, gradient or none, got {kind!r}")
@@ -238,6 +249,7 @@ def _check(
             raise ModelError(f"adapter weight {name!r} is trainable but not in the optimizer")
         if weight.dtype != torch.float32:
             raise ModelError(
-                f"adapter weight {name!r} is {weight.dtype}; lambda's pull is below its resolution. Keep the "
-                "adapter in float32 (pass the callback through callbacks=[...] and it is converted)"
+                f"adapter weight {name!r} is {weight.dtype}: lambda's pull is below its "
+                "resolution. Keep the adapter in float32; passed in callbacks=[...], the callback "
+                "converts it by itself"
             )

@@ -1,10 +1,12 @@
 """ShannonCallback: the closed loop inside any transformers Trainer or TRL trainer.
 
-    trainer = SFTTrainer(..., callbacks=[ShannonCallback(ControlSettings(target_s=0.15), prior_sigma=0.03)])
+    trainer = SFTTrainer(..., callbacks=[ShannonCallback(ControlSettings(target_s=0.15),
+prior_sigma=0.03)])
 
-The trainer's own logged loss is the measurement: it is averaged over the steps since the last log and
-over the ranks, and holds no penalty, so the loop costs one small read per control window. Lambda acts
-through hooks on the optimizer (see actuator.py): once per optimizer step, whatever the accumulation.
+The trainer's own logged loss is the measurement: it is averaged over the steps since the last log
+and over the ranks, and holds no penalty, so the loop costs one small read per control window.
+Lambda acts through hooks on the optimizer (see actuator.py): once per optimizer step, whatever the
+accumulation.
 """
 
 import math
@@ -29,9 +31,9 @@ class ShannonCallback(TrainerCallback):
     """Holds the information ratio S of a LoRA adapter at settings.target_s while it trains.
 
     tokens_per_epoch is N, the distinct training tokens that carry loss; None counts them. on_record
-    receives a StepRecord per control window, on the main process only. From optimizer step hold_after on,
-    lambda is held (a decaying learning rate is no plant to control). Raises ConfigError, ModelError or
-    DataError when training begins and the loop could not work.
+    receives a StepRecord per control window, on the main process only. From optimizer step
+    hold_after on, lambda is held (a decaying learning rate is no plant to control). Raises
+    ConfigError, ModelError or DataError when training begins and the loop could not work.
     """
 
     def __init__(
@@ -69,8 +71,8 @@ class ShannonCallback(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step > 0:
             raise TrainingError(
-                "this run resumes from a checkpoint, which does not hold theta0 and the controller's state; "
-                "start it from step 0"
+                "this run resumes from a checkpoint, which does not hold theta0 and the "
+                "controller's state; start it from step 0"
             )
         optimizer = kwargs["optimizer"]
         while hasattr(optimizer, "optimizer"):  # accelerate's wrapper
@@ -155,8 +157,8 @@ class ShannonCallback(TrainerCallback):
         return param_bpt(sum_sq, prior_sigma=self.prior_sigma, tokens=self.tokens_per_epoch)
 
     def _ends_window(self, state: Any) -> bool:
-        interval = self.settings.control_interval
-        return state.global_step % interval == 0 or state.global_step == state.max_steps
+        step: int = state.global_step
+        return step % self.settings.control_interval == 0 or bool(step == state.max_steps)
 
     def _close_window(self, state: Any, control: Any, logs: dict[str, Any]) -> None:
         assert self.tokens_per_epoch is not None
@@ -228,8 +230,9 @@ def _ratio(data: float, param: float) -> float:
 def count_loss_tokens(dataloader: Any, *, rows_per_batch: int = 64) -> int:
     """N: the labels that carry loss in one pass over a DataLoader's data set.
 
-    Goes through the loader's own collator, so masks, truncation and packing count as they will in training;
-    not through its sampler, so no random state moves. Raises DataError for a stream without a length.
+    Goes through the loader's own collator, so masks, truncation and packing count as they will in
+    training; not through its sampler, so no random state moves. Raises DataError for a stream
+    without a length.
     """
     dataset, collate = dataloader.dataset, dataloader.collate_fn
     if not hasattr(dataset, "__len__"):

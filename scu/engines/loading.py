@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from trl import get_training_chat_template
@@ -31,7 +32,8 @@ def pick_dtype(precision: str) -> torch.dtype:
 
 
 def load_tokenizer(model: Model) -> Any:
-    """The base model's tokenizer. Raises ModelError when it is missing or has no end-of-text token."""
+    """The base model's tokenizer. Raises ModelError when it is missing or has no end-of-text
+    token."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             _location(model), revision=model.revision, trust_remote_code=model.trust_remote_code
@@ -40,7 +42,8 @@ def load_tokenizer(model: Model) -> Any:
         raise ModelError(_cannot_load("tokenizer", model, error)) from error
     if tokenizer.eos_token is None:
         raise ModelError(
-            f"the tokenizer of {model.base_model} has no EOS token: the adapter could never learn to stop"
+            f"the tokenizer of {model.base_model} has no EOS token: the adapter could never "
+            "learn to stop"
         )
     return tokenizer
 
@@ -60,7 +63,9 @@ def load_base(model: Model) -> Any:
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype,
         )
-        options["device_map"] = {"": torch.cuda.current_device() if torch.cuda.is_available() else "cpu"}
+        options["device_map"] = {
+            "": torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
+        }
     try:
         return _ARCHITECTURES[model.architecture].from_pretrained(
             _location(model),
@@ -68,14 +73,15 @@ def load_base(model: Model) -> Any:
             trust_remote_code=model.trust_remote_code,
             **options,
         )
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise ModelError(_cannot_load("base model", model, error)) from error
 
 
 def add_adapter(model: Any, lora: Lora) -> tuple[Any, str]:
     """Put a LoRA adapter on a base model: (the PeftModel, a line that says where it was put).
 
-    A is drawn from torch's current random state. Raises ModelError when the targets are not in the model.
+    A is drawn from torch's current random state. Raises ModelError when the targets are not in the
+    model.
     """
     targets, note = lora_targets(model, lora.targets)
     config = PeftLoraConfig(
@@ -98,8 +104,9 @@ def add_adapter(model: Any, lora: Lora) -> tuple[Any, str]:
 def lora_targets(model: nn.Module, wanted: str | list[str]) -> tuple[str | list[str], str]:
     """PEFT's target_modules for what the configuration wants, and a line that says so.
 
-    The guide's seven module names stand for "every linear layer": a model that names its layers otherwise
-    (GPT-2, GPT-NeoX, Falcon, Phi) gets all-linear. Any other list must be found in the model.
+    The guide's seven module names stand for "every linear layer": a model that names its layers
+    otherwise (GPT-2, GPT-NeoX, Falcon, Phi) gets all-linear. Any other list must be found in the
+    model.
     """
     names = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
     if wanted == "all-linear":
@@ -133,17 +140,18 @@ def load_adapter(folder: Path, model: Model) -> Any:
     base = load_base(model)
     try:
         adapted = PeftModel.from_pretrained(base, folder)
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         raise ModelError(f"cannot load the adapter in {folder}: {error}") from error
     return adapted.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
 
 def assistant_template(tokenizer: Any) -> str | None:
-    """A chat template that marks the assistant's tokens, or None where there is none for this model."""
+    """A chat template that marks the assistant's tokens, or None where there is none for this
+    model."""
     if tokenizer.chat_template is None:
         raise ModelError(
-            "the data are chat messages and the base model's tokenizer has no chat template; use an "
-            "instruction-tuned base, or data with prompt and completion"
+            "the data are chat messages and the base model's tokenizer has no chat template; use "
+            "an instruction-tuned base, or data with prompt and completion"
         )
     if has_generation_markers(tokenizer.chat_template):
         return str(tokenizer.chat_template)

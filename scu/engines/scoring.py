@@ -1,9 +1,10 @@
 """Scores documents under a torch model: cross-entropy per document, in sliding windows.
 
-A document is tokenized as it is in training (the tests hold it against TRL's own preparation). One longer
-than the context is read in windows that overlap by half; every token is scored once, with at least half
-a context before it where the document has that much. The first token of a document is predicted from the
-BOS token, or from EOS where the tokenizer has none, so that every byte is paid for.
+A document is tokenized as it is in training (the tests hold it against TRL's own preparation). One
+longer than the context is read in windows that overlap by half; every token is scored once, with at
+least half a context before it where the document has that much. The first token of a document is
+predicted from the BOS token, or from EOS where the tokenizer has none, so that every byte is paid
+for.
 """
 
 from collections.abc import Iterator, Mapping
@@ -16,11 +17,12 @@ from torch.nn import functional
 
 from scu.config import RunConfig
 from scu.config_file import load
-from scu.data import Documents, document_text, load_documents
+from scu.data import Documents, load_documents
 from scu.engines.loading import assistant_template, load_adapter, load_tokenizer
 from scu.engines.torch_engine import training_documents
 from scu.errors import DataError, ModelError
 from scu.evaluate import Comparison, DocumentScore, compare
+from scu.formats import document_text
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,9 @@ def evaluate_adapter(folder: Path, *, data: str | None = None) -> Comparison:
     documents = load_documents(data) if data is not None else _held_out(config)
     tokenizer = load_tokenizer(config.model)
     model = load_adapter(folder, config.model)
-    context = min(config.training.block_size, getattr(model.config, "max_position_embeddings", 10**9))
+    context = min(
+        config.training.block_size, getattr(model.config, "max_position_embeddings", 10**9)
+    )
     tokenized = tokenize(documents, tokenizer)
     with model.disable_adapter():
         base = score(model, tokenized, context=context)
@@ -111,23 +115,27 @@ def _tokenize(row: Mapping[str, Any], tokenizer: Any, template: str | None) -> T
         marks, scored = [True] * len(ids), row["text"]
     else:
         prompt, completion = row.get("prompt"), row.get("completion")
-        if prompt is None:  # the template does not mark assistant turns: the last one is the completion
+        if prompt is None:  # the template does not mark assistant turns: the last is the completion
             prompt, completion = row["messages"][:-1], row["messages"][-1:]
         ids, marks = _tokenize_completion(prompt, completion, tokenizer)
-        scored = document_text({"messages": completion}) if isinstance(completion, list) else completion
+        scored = document_text({"completion": completion})
     lead = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     if ids and ids[0] != lead:
         ids, marks = [lead, *ids], [False, *marks]
     return TokenizedDocument(list(ids), marks, len(scored.encode()))
 
 
-def _tokenize_completion(prompt: Any, completion: Any, tokenizer: Any) -> tuple[list[int], list[bool]]:
+def _tokenize_completion(
+    prompt: Any, completion: Any, tokenizer: Any
+) -> tuple[list[int], list[bool]]:
     if isinstance(prompt, str):
         before = tokenizer(prompt)["input_ids"]
         whole = tokenizer(prompt + _with_eos(completion, tokenizer))["input_ids"]
     else:
         options = {"tokenize": True, "return_dict": True}
-        before = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, **options)["input_ids"]
+        before = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, **options)[
+            "input_ids"
+        ]
         whole = tokenizer.apply_chat_template(prompt + completion, **options)["input_ids"]
     shared = 0
     while shared < min(len(before), len(whole)) and before[shared] == whole[shared]:
@@ -167,8 +175,12 @@ def _window_nats(model: Any, batch: list[_Window]) -> list[float]:
     pad = [longest - len(window.ids) for window in batch]
     device = next(model.parameters()).device
     ids = torch.tensor([w.ids + [0] * p for w, p in zip(batch, pad, strict=True)], device=device)
-    labels = torch.tensor([w.labels + [-100] * p for w, p in zip(batch, pad, strict=True)], device=device)
-    mask = torch.tensor([[1] * len(w.ids) + [0] * p for w, p in zip(batch, pad, strict=True)], device=device)
+    labels = torch.tensor(
+        [w.labels + [-100] * p for w, p in zip(batch, pad, strict=True)], device=device
+    )
+    mask = torch.tensor(
+        [[1] * len(w.ids) + [0] * p for w, p in zip(batch, pad, strict=True)], device=device
+    )
     logits = model(input_ids=ids, attention_mask=mask).logits
     losses = functional.cross_entropy(
         logits[:, :-1].float().transpose(1, 2), labels[:, 1:], reduction="none", ignore_index=-100

@@ -1,7 +1,7 @@
 """The torch engine: a configuration in, an adapter and its trace out.
 
-TRL's SFTTrainer trains; this module builds its parts, checks what would make a run worthless before any
-step is made, and writes the run's folder. The loop itself is ShannonCallback.
+TRL's SFTTrainer trains; this module builds its parts, checks what would make a run worthless before
+any step is made, and writes the run's folder. The loop itself is ShannonCallback.
 """
 
 import platform
@@ -47,7 +47,8 @@ _PACKAGES = ("shannon-control-unit", "torch", "transformers", "peft", "trl", "ac
 
 @dataclass(frozen=True)
 class Run:
-    """A run that is ready to start: everything was loaded and checked, nothing was trained or written."""
+    """A run that is ready to start: everything was loaded and checked, nothing was trained or
+    written."""
 
     config: RunConfig
     output: Path
@@ -82,7 +83,9 @@ def prepare(config: RunConfig, output: Path, *, overwrite: bool = False) -> Run:
     )
     packing = train.kind == "text" if config.data.packing == "auto" else config.data.packing
     if train.kind == "messages" and template is None:
-        notes.append("the chat template does not mark assistant turns: only the last turn carries loss")
+        notes.append(
+            "the chat template does not mark assistant turns: only the last turn carries loss"
+        )
     masks = template is not None
     trainer = _Trainer(
         model=model,
@@ -135,7 +138,8 @@ def train(run: Run, *, on_record: Callable[[StepRecord], None] | None = None) ->
 
 
 def training_documents(config: RunConfig) -> tuple[Documents, Documents | None, list[str]]:
-    """Training and validation documents of a configuration, and what to tell the user about them."""
+    """Training and validation documents of a configuration, and what to tell the user about
+    them."""
     data = config.data
     train, held_out = load_documents(data.train_data), None
     notes = [f"training data {data.train_data}: {train.note}"]
@@ -143,14 +147,20 @@ def training_documents(config: RunConfig) -> tuple[Documents, Documents | None, 
         held_out = load_documents(data.val_data)
         notes.append(f"validation data {data.val_data}: {held_out.note}")
     elif data.val_fraction > 0.0:
-        train, held_out = split_documents(train, fraction=data.val_fraction, seed=config.training.seed)
-        notes.append(f"{len(held_out.rows)} documents held out for validation, {len(train.rows)} left")
+        train, held_out = split_documents(
+            train, fraction=data.val_fraction, seed=config.training.seed
+        )
+        notes.append(
+            f"{len(held_out.rows)} documents held out for validation, {len(train.rows)} left"
+        )
     if held_out is None:
         return train, None, notes
     if held_out.kind != train.kind:
         raise DataError(f"training data are {train.kind} but validation data are {held_out.kind}")
     if shared := overlap(train, held_out):
-        notes.append(f"WARNING: {shared} of {len(held_out.rows)} validation documents are in training")
+        notes.append(
+            f"WARNING: {shared} of {len(held_out.rows)} validation documents are in training"
+        )
     return train, held_out, notes
 
 
@@ -179,8 +189,9 @@ def save(run: Run, metadata: dict[str, Any]) -> None:
 
 class _Trainer(SFTTrainer):
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        # One loss that is not finite would stay in the trainer's running sum for ever. Its step is skipped and
-        # its window held (callback.py), so the value that stands in for it is never read.
+        # One loss that is not finite would stay in the trainer's running sum for ever. Its step is
+        # skipped and its window held (callback.py), so the value that stands in for it is never
+        # read.
         loss: torch.Tensor = super().training_step(*args, **kwargs)
         return torch.nan_to_num(loss, nan=0.0, posinf=0.0, neginf=0.0)
 
@@ -242,21 +253,22 @@ def _check_tokens(
     counted = count_loss_tokens(loader)
     if packing and total < config.training.block_size:
         raise DataError(
-            f"the training data hold {total} tokens, less than one block of {config.training.block_size}; "
-            "give more data or a smaller training.block_size"
+            f"the training data hold {total} tokens, less than one block of "
+            f"{config.training.block_size}; give more data or a smaller training.block_size"
         )
     if counted < MIN_LOSS_SHARE * total or counted == 0:
         raise DataError(
-            f"only {counted} of {total} training tokens carry loss (less than {MIN_LOSS_SHARE:.0%}); "
-            "check the chat template, the completions and training.block_size"
+            f"only {counted} of {total} training tokens carry loss (less than "
+            f"{MIN_LOSS_SHARE:.0%}); check the chat template, the completions and "
+            "training.block_size"
         )
     notes = [f"N = {counted:,} tokens carry loss, of {total:,} in one pass"]
     if callback.tokens_per_epoch is None:
         callback.tokens_per_epoch = counted
     elif abs(callback.tokens_per_epoch - counted) > MAX_COUNT_DIFFERENCE * counted:
         notes.append(
-            f"WARNING: data.tokens_per_epoch is {callback.tokens_per_epoch:,} and is used as N, but "
-            f"{counted:,} were counted; ParamBPT and S scale with 1/N"
+            f"WARNING: data.tokens_per_epoch is {callback.tokens_per_epoch:,} and is used as N, "
+            f"but {counted:,} were counted; ParamBPT and S scale with 1/N"
         )
     eos = trainer.processing_class.eos_token_id
     if not any(eos in row["labels"] for row in trainer.train_dataset):
@@ -308,7 +320,8 @@ def _metadata(run: Run, stop_reason: str, duration_sec: float) -> dict[str, Any]
         "seed": run.config.training.seed,
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "processes": trainer.args.world_size,
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES},
+        "versions": {"python": platform.python_version()}
+        | {name: version(name) for name in _PACKAGES},
         "data": {
             part: {"source": docs.source, "sha256": docs.sha256, "documents": len(docs.rows)}
             for part, docs in run.documents.items()
@@ -328,7 +341,7 @@ tags: [lora, shannon-control-unit]
 
 # LoRA adapter for {base}
 
-Trained with the Shannon Control Unit: its information ratio S was held at {target:.2%} by a PI controller.
+Trained with the Shannon Control Unit: a PI controller held its information ratio S at {target:.2%}.
 
 | | |
 |---|---|
@@ -338,5 +351,5 @@ Trained with the Shannon Control Unit: its information ratio S was held at {targ
 | stopped because | {metadata["stop_reason"]} |
 | training tokens N | {metadata["tokens_per_epoch"]:,} |
 
-`config.yaml` repeats the run, `trace.jsonl` holds every control window, `metadata.json` the final values.
+`config.yaml` repeats the run, `trace.jsonl` holds every control window, `metadata.json` the rest.
 """
