@@ -53,26 +53,26 @@ class Documents:
 
 
 def load_documents(source: str, *, hub_split: str = "train") -> Documents:
-    path = Path(source).expanduser()
+    """Read a file, a folder, embedded text or a hub data set. Raises DataError with the place."""
+    path, remark = Path(source).expanduser(), ""
     files: list[Path] = []
     ignored: list[str] = []
+    located: Callable[[], Iterator[Located]]
     try:
         if source.startswith(EMBEDDED_PREFIX):
-            where, rows = f"{source}, file", load_embedded(source)
-            reading, key = _survey(source, partial(numbered, where, rows))
-            sha256 = key
+            rows, remark = load_embedded(source)
+            located = partial(numbered, f"{source}, file", rows)
         elif source.strip() and path.exists():
             files, ignored = find_files(path)
-            reading, key = _survey(source, partial(read_files, files))
-            sha256 = sha256_of(files)
+            located = partial(read_files, files)
         else:
-            where, hub = f"{source} ({hub_split}), row", load_hub(source, hub_split)
-            reading, key = _survey(source, partial(numbered, where, hub))
-            sha256 = key
+            located = partial(numbered, f"{source} ({hub_split}), row", load_hub(source, hub_split))
+        reading, key = _survey(source, located)
+        sha256 = sha256_of(files) if files else key
     except OSError as error:
         name, reason = error.filename or source, error.strerror or error
         raise DataError(f"{name}: cannot be read ({reason}); check that you may open it") from error
-    note = _note(reading, files, ignored)
+    note = _note(reading, files, ignored) + remark
     return Documents(reading.to_arrow(source, key), reading.format.kind, source, sha256, note)
 
 

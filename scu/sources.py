@@ -26,15 +26,19 @@ EMBEDDED_PREFIX = "stdlib:"
 """stdlib:train and stdlib:held-out are the demo's Python files, from the running installation."""
 
 
-def load_embedded(source: str) -> list[Row]:
-    """The documents of an embedded source. Raises DataError for a name that is not one."""
+def load_embedded(source: str) -> tuple[list[Row], str]:
+    """The documents of an embedded source, and a remark if another Python's text is the reference.
+
+    Raises DataError for a name that is not one.
+    """
     code = corpus.code_documents()
     parts = {"train": code.train, "held-out": code.held_out}
     name = source.removeprefix(EMBEDDED_PREFIX)
     if name not in parts:
         known = ", ".join(EMBEDDED_PREFIX + part for part in parts)
         raise DataError(f"no embedded data {source!r}; there are {known}")
-    return [{"text": text} for text in parts[name]]
+    remark = "" if code.is_reference else "; not the text that published figures were measured on"
+    return [{"text": text} for text in parts[name]], remark
 
 
 def find_files(path: Path) -> tuple[list[Path], list[str]]:

@@ -5,9 +5,7 @@ user can mend is a message on stderr, never a traceback. `--help` imports no fra
 are imported inside the commands.
 """
 
-import json
 import logging
-import math
 import os
 import sys
 import warnings
@@ -18,13 +16,13 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 import scu
 from scu.control import STOP_TOLERANCE, ControlSettings
-from scu.errors import ConfigError, DataError, InputError, OutputError, ScuError
+from scu.errors import ConfigError, InputError, OutputError, ScuError
 from scu.trace import StepRecord, write_json
 from scu_api.panel import Panel, duration, number, percent
+from scu_api.scorecard import print_checks, table
 
 if TYPE_CHECKING:
     from scu.config import RunConfig
@@ -211,8 +209,8 @@ def _evaluate(folder: Path, data: str | None, *, as_json: bool = False) -> None:
     comparison: Comparison = _engine("scoring").evaluate_adapter(folder, data=data)
     if not as_json:
         console = _console()
-        console.print(_table(comparison))
-        _print_checks(console, folder)
+        console.print(table(comparison))
+        print_checks(console, folder)
     report = folder / "eval.json"
     try:
         write_json(report, comparison.as_dict())
@@ -220,68 +218,6 @@ def _evaluate(folder: Path, data: str | None, *, as_json: bool = False) -> None:
         raise OutputError(f"cannot write {report}: {error}") from error
     if as_json:
         typer.echo(report.read_text(encoding="utf-8"), nl=False)
-
-
-def _table(comparison: "Comparison") -> Table:
-    c = comparison
-    table = Table(
-        title=f"{c.source}: {c.documents:,} documents, {c.tokens:,} tokens",
-        caption=f"The adapter is better on {c.wins:,} of {c.documents:,} documents.",
-        title_justify="left",
-        caption_justify="left",
-    )
-    table.add_column("")
-    for heading in ("base", "adapter", "difference"):
-        table.add_column(heading, justify="right")
-    interval = f"95 % in [{-c.saved_high:+.4f}, {-c.saved_low:+.4f}]"
-    for name, base, adapter, digits, more in (
-        ("bits per token", c.base_bpt, c.adapter_bpt, 4, f"\n{interval}"),
-        ("bits per byte", c.base_bpb, c.adapter_bpb, 4, ""),
-        ("perplexity", c.base_perplexity, c.adapter_perplexity, 2, ""),
-    ):
-        difference = f"{adapter - base:+,.{digits}f}{more}"
-        table.add_row(name, f"{base:,.{digits}f}", f"{adapter:,.{digits}f}", difference)
-    return table
-
-
-def _print_checks(console: Console, folder: Path) -> None:
-    ascii_only = console.options.ascii_only
-    tick, cross = ("ok", "NO") if ascii_only else ("\u2713", "\u2717")
-    for passed, line in checks(folder):
-        mark, style = (tick, "cyan") if passed else (cross, "bold yellow")
-        console.print(f"{mark} {line}", style=style, soft_wrap=True)
-
-
-def checks(folder: Path) -> list[tuple[bool, str]]:
-    """What the guide's step 8 looks for in a run's metadata: (is it so, the line that says it)."""
-    file = folder / "metadata.json"
-    if not file.is_file():
-        return [(False, "metadata.json is missing: the run did not finish")]
-    try:
-        metadata = json.loads(file.read_text(encoding="utf-8"))
-        lam, s = _float(metadata["final_lambda"]), _float(metadata["final_s_ratio"])
-        low, high = map(_float, metadata["lambda_range"])
-        target = _float(metadata["target_s"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{file} is not a run's metadata: {error!r}") from error
-
-    def not_if(condition: bool) -> str:
-        return "not " if condition else ""
-
-    near = abs(s - target) <= STOP_TOLERANCE * target
-    return [
-        (lam > 0.0, f"final_lambda {number(lam)} is {not_if(lam > 0.0)}0"),
-        (high > 0.0, f"lambda_range [{number(low)}, {number(high)}] is {not_if(high > 0.0)}[0, 0]"),
-        (
-            near,
-            f"final_s_ratio {percent(s)} is {not_if(not near)}within {STOP_TOLERANCE:.0%} "
-            f"of target_s {percent(target)}",
-        ),
-    ]
-
-
-def _float(value: Any) -> float:
-    return math.nan if value is None else float(value)
 
 
 def _holds_demo(folder: Path) -> bool:

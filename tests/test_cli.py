@@ -13,7 +13,7 @@ from scu.control import ControlSettings
 from scu.errors import DataError, TrainingError
 from scu.evaluate import Comparison
 from scu.trace import StepRecord, write_json
-from scu_api import cli
+from scu_api import cli, scorecard
 
 ROOT = Path(__file__).parent.parent
 METADATA = {
@@ -150,7 +150,7 @@ def python(*arguments: str, code: int = 0) -> str:
 @pytest.mark.parametrize("command", [[], ["train"], ["eval"], ["demo"]], ids=str)
 def test_help_imports_no_framework(command):
     script = (
-        "import sys; from scu_api import cli\n"
+        "import sys; from scu_api import cli, scorecard\n"
         f"sys.argv = ['scu', *{command}, '--help']\n"
         "try: cli.main()\n"
         "except SystemExit as e: assert e.code == 0\n"
@@ -358,7 +358,7 @@ def test_only_the_first_process_of_a_distributed_run_speaks(
 def test_a_run_goes_on_when_its_reader_has_gone(run_file, tmp_path):
     script = (
         "import sys; sys.path.insert(0, 'tests')\n"
-        "import test_cli; from scu_api import cli\n"
+        "import test_cli; from scu_api import cli, scorecard\n"
         "engine = test_cli.FakeEngine(); cli._engine = lambda name: engine\n"
         f"sys.argv = ['scu', 'train', {str(run_file)!r}, '--output', {str(tmp_path / 'out')!r}]\n"
         "cli.main()"
@@ -425,7 +425,7 @@ def test_an_adapter_folder_that_cannot_be_written_is_named(scu, engine, tmp_path
 )
 def test_the_metadata_are_checked_as_the_guide_says(adapter, change, passed):
     write_json(adapter / "metadata.json", METADATA | change)
-    assert [ok for ok, _ in cli.checks(adapter)] == passed
+    assert [ok for ok, _ in scorecard.checks(adapter)] == passed
 
 
 def test_a_check_shows_its_value_behind_a_tick_or_a_cross(scu, engine, adapter):
@@ -437,7 +437,9 @@ def test_a_check_shows_its_value_behind_a_tick_or_a_cross(scu, engine, adapter):
 
 
 def test_missing_metadata_fail_the_check(tmp_path):
-    assert cli.checks(tmp_path) == [(False, "metadata.json is missing: the run did not finish")]
+    assert scorecard.checks(tmp_path) == [
+        (False, "metadata.json is missing: the run did not finish")
+    ]
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"final_lambda": "much"}'])

@@ -460,3 +460,26 @@ def test_the_text_of_a_document_leaves_out_the_roles():
     assert document_text({"messages": CHAT}) == "hi\nho"
     assert document_text({"prompt": "a", "completion": "b"}) == "ab"
     assert document_text({"prompt": CHAT[:1], "completion": CHAT[1:]}) == "hiho"
+
+
+# ---- Embedded text -----------------------------------------------------------------------------
+
+
+def test_the_embedded_sources_are_the_demos_text():
+    train, held_out = load_documents("stdlib:train"), load_documents("stdlib:held-out")
+    assert held_out.kind == "text"
+    assert len(held_out.rows) >= 25
+    assert overlap(train, held_out) == 0
+
+
+def test_an_embedded_source_of_another_name_is_refused():
+    with pytest.raises(DataError, match="there are stdlib:train, stdlib:held-out"):
+        load_documents("stdlib:tests")
+
+
+def test_another_pythons_embedded_text_is_remarked_upon(monkeypatch):
+    monkeypatch.setattr("scu.corpus.TRAIN_SHA256", "0" * 64)
+    assert (
+        "not the text that published figures were measured on"
+        in load_documents("stdlib:train").note
+    )

@@ -14,10 +14,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from scu.config_file import load
 from scu.control import replay
-from scu.data import load_documents
 from scu.engines import torch_engine
 from scu.engines.actuator import adapter_weights
-from scu.errors import DataError, InputError, ModelError, OutputError, TrainingError
+from scu.errors import DataError, ModelError, OutputError, TrainingError
 from scu.trace import read_trace
 
 ROOT = Path(__file__).parent.parent
@@ -415,15 +414,3 @@ def test_two_processes_give_the_trace_of_one_at_equal_effective_batch(tmp_path, 
     one, two = traces
     assert [r.lam for r in two] == pytest.approx([r.lam for r in one], rel=0.01)
     assert [r.data_bpt for r in two] == pytest.approx([r.data_bpt for r in one], rel=1e-3)
-
-
-def test_errors_of_preparation_are_input_errors():
-    assert all(issubclass(error, InputError) for error in (DataError, ModelError, OutputError))
-
-
-def test_the_embedded_sources_are_the_demos_text():
-    documents = load_documents("stdlib:held-out")
-    assert documents.kind == "text"
-    assert len(documents.rows) >= 25
-    with pytest.raises(DataError, match="there are stdlib:train, stdlib:held-out"):
-        load_documents("stdlib:tests")
