@@ -137,7 +137,9 @@ def columns(records: Iterable[StepRecord]) -> dict[str, list[float]]:
 
 def provenance(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     """When, with what code, versions and data the runs were made; nothing that names a machine."""
-    data = {p["source"]: p | {"tokens": None} for o in outcomes for p in o.metadata["data"].values()}
+    data = {
+        p["source"]: p | {"tokens": None} for o in outcomes for p in o.metadata["data"].values()
+    }
     for outcome in outcomes:
         source = outcome.metadata["data"]["train"]["source"]
         data[source]["tokens"] = outcome.metadata["tokens_per_epoch"]

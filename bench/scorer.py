@@ -13,7 +13,7 @@ from scu.evaluate import bits_per_token
 
 
 class HeldOutScorer(TrainerCallback):
-    """Adds itself to the run's trainer; scores every so many optimizer steps, and after the last."""
+    """Adds itself to the trainer; scores every so many optimizer steps, and after the last."""
 
     def __init__(self, run: Run, *, every: int) -> None:
         self.scores: list[tuple[int, float]] = []
@@ -21,9 +21,7 @@ class HeldOutScorer(TrainerCallback):
         self._every = every
         self._context = run.config.training.block_size
         if every:
-            self._documents = tokenize(
-                run.documents["validation"], run.trainer.processing_class
-            )
+            self._documents = tokenize(run.documents["validation"], run.trainer.processing_class)
             run.trainer.add_callback(self)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -183,6 +183,29 @@ def test_a_removed_actuator_leaves_the_optimizer_alone():
     torch.testing.assert_close(w.detach(), before - 0.01, atol=1e-4, rtol=0)
 
 
+def test_a_removed_actuator_does_not_skip_steps_after_a_bad_one():
+    w = weight(4)
+    optimizer = adam(w, fused=True)
+    actuator = Actuator(optimizer, {"lora_A": w})
+    step_with(optimizer, [w], [torch.full((4,), math.nan)])
+    actuator.remove()
+    before = w.detach().clone()
+    step_with(optimizer, [w], [torch.ones(4)])
+    assert not torch.equal(w.detach(), before)
+
+
+@pytest.mark.parametrize("prior_mean", ["init", "zero"])
+def test_a_weight_that_never_had_a_gradient_is_left_alone(prior_mean):
+    a, b = weight(2), weight(2, seed=1)
+    optimizer = adam(a, b)
+    actuator = Actuator(optimizer, {"lora_A": a, "lora_B": b}, prior_mean=prior_mean)
+    actuator.pull = 1e9
+    before = b.detach().clone()
+    a.grad = torch.ones(2)
+    optimizer.step()
+    assert torch.equal(b.detach(), before)
+
+
 @pytest.mark.parametrize(
     ("optimizer", "kind", "message"),
     [

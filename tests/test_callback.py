@@ -333,6 +333,15 @@ def test_resuming_without_the_loops_state_is_refused(tiny_base, tmp_path):
         again.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-5"))
 
 
+def test_a_second_training_starts_the_loop_anew(tiny_base, tmp_path):
+    callback = ShannonCallback(settings(), prior_sigma=0.05)
+    run = trainer(tiny_base, tmp_path, callback, max_steps=10)
+    run.train()
+    run.train()
+    assert [record.step for record in callback.records] == [5, 10]
+    assert callback.s_at_start == 0.0
+
+
 def test_tokens_per_epoch_must_be_positive(tiny_base, tmp_path):
     run = trainer(tiny_base, tmp_path, ShannonCallback(settings(), tokens_per_epoch=0))
     with pytest.raises(ConfigError, match="tokens_per_epoch must be positive"):

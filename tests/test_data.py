@@ -473,7 +473,7 @@ def test_the_embedded_sources_are_the_demos_text():
 
 
 def test_an_embedded_source_of_another_name_is_refused():
-    with pytest.raises(DataError, match="there are stdlib:train, stdlib:held-out"):
+    with pytest.raises(DataError, match="there are stdlib:train, stdlib:few, stdlib:held-out"):
         load_documents("stdlib:tests")
 
 

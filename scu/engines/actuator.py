@@ -115,6 +115,8 @@ class Actuator:
         """Take the hooks off the optimizer."""
         for hook in self._hooks:
             hook.remove()
+        if hasattr(self._optimizer, "found_inf"):  # left at 1 it would skip every later step
+            del self._optimizer.found_inf
 
     @torch.no_grad()
     def read(self) -> tuple[float, int, int]:

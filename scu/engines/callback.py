@@ -23,6 +23,8 @@ from scu.errors import DataError, TrainingError
 from scu.metrics import data_bpt, info_ratio, param_bpt, pull
 from scu.trace import StepRecord
 
+__all__ = ["MAX_SKIPPED_IN_ROW", "ControlSettings", "ShannonCallback", "count_loss_tokens"]
+
 MAX_SKIPPED_IN_ROW = 5
 """Training ends after this many steps in a row without a finite gradient."""
 
@@ -77,6 +79,9 @@ class ShannonCallback(TrainerCallback):
         optimizer = kwargs["optimizer"]
         while hasattr(optimizer, "optimizer"):  # accelerate's wrapper
             optimizer = optimizer.optimizer
+        self.state, self.records = start(self.settings), []
+        self.s_at_start = self.stop_reason = self._pending = None
+        self.skipped_steps, self._lr_sum = 0, 0.0
         if self.tokens_per_epoch is None:
             self.tokens_per_epoch = count_loss_tokens(kwargs["train_dataloader"])
         # Computed before the actuator takes theta0 and the hooks, so that a bad N costs nothing.
