@@ -120,8 +120,7 @@ class Actuator:
 
     @torch.no_grad()
     def read(self) -> tuple[float, int, int]:
-        """(sum of Delta^2, steps skipped since the last read, skipped in a row): one read from the
-        device."""
+        """Sum of Delta^2, steps skipped since the last read, and in a row: one device read."""
         device = self._finite.device
         norms = [
             norm.to(device)
@@ -139,8 +138,9 @@ class Actuator:
 
     @torch.no_grad()
     def median_gain(self) -> float:
-        """Median over weights of 1 / (sqrt(v_hat) + eps): what a unit of lr * c shrinks; 0 without
-        prox.
+        """Median over weights of 1 / (sqrt(v_hat) + eps): the shrink per unit of lr * c.
+
+        0 for an optimizer without a second moment.
 
         From about a thousand evenly spaced elements of each matrix: enough for an authority
         estimate.

@@ -1,7 +1,6 @@
 """ShannonCallback: the closed loop inside any transformers Trainer or TRL trainer.
 
-    trainer = SFTTrainer(..., callbacks=[ShannonCallback(ControlSettings(target_s=0.15),
-prior_sigma=0.03)])
+    trainer = SFTTrainer(..., callbacks=[ShannonCallback(ControlSettings(target_s=0.03))])
 
 The trainer's own logged loss is the measurement: it is averaged over the steps since the last log
 and over the ranks, and holds no penalty, so the loop costs one small read per control window.

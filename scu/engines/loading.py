@@ -142,7 +142,9 @@ def load_adapter(folder: Path, model: Model) -> Any:
         adapted = PeftModel.from_pretrained(base, folder)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         raise ModelError(f"cannot load the adapter in {folder}: {error}") from error
-    return adapted.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    if torch.cuda.is_available() and not model.load_in_4bit:  # a quantized model is placed already
+        adapted = adapted.to("cuda")
+    return adapted.eval()
 
 
 def assistant_template(tokenizer: Any) -> str | None:

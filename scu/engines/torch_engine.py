@@ -5,12 +5,10 @@ any step is made, and writes the run's folder. The loop itself is ShannonCallbac
 """
 
 import platform
-import shutil
-import signal
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -18,7 +16,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import TrainerCallback, set_seed
+from transformers import set_seed
 from transformers.trainer_callback import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
@@ -26,6 +24,7 @@ from scu.config import RunConfig
 from scu.config_file import dump
 from scu.data import Documents, load_documents, overlap, split_documents
 from scu.engines.callback import ShannonCallback, count_loss_tokens
+from scu.engines.interrupt import stop_on_signal
 from scu.engines.loading import (
     add_adapter,
     assistant_template,
@@ -33,7 +32,8 @@ from scu.engines.loading import (
     load_tokenizer,
     pick_dtype,
 )
-from scu.errors import DataError, OutputError, TrainingError
+from scu.errors import ConfigError, DataError, TrainingError
+from scu.run_folder import check_output, model_card, remove_old_run
 from scu.trace import StepRecord, TraceWriter, write_json
 
 MIN_LOSS_SHARE = 0.01
@@ -41,14 +41,12 @@ MIN_LOSS_SHARE = 0.01
 MAX_COUNT_DIFFERENCE = 0.10
 """tokens_per_epoch may differ from the count by this fraction before it is remarked upon."""
 
-_RUN_FILES = ("trace.jsonl", "metadata.json", "config.yaml", "README.md", "eval.json")
 _PACKAGES = ("shannon-control-unit", "torch", "transformers", "peft", "trl", "accelerate")
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run that is ready to start: everything was loaded and checked, nothing was trained or
-    written."""
+    """Ready to start: everything was loaded and checked, nothing was trained or written."""
 
     config: RunConfig
     output: Path
@@ -87,14 +85,17 @@ def prepare(config: RunConfig, output: Path, *, overwrite: bool = False) -> Run:
             "the chat template does not mark assistant turns: only the last turn carries loss"
         )
     masks = template is not None
-    trainer = _Trainer(
-        model=model,
-        args=_arguments(config, packing=packing, kind=train.kind, masks=masks),
-        train_dataset=_rows(train, masks=masks),
-        eval_dataset=_rows(held_out, masks=masks) if held_out else None,
-        processing_class=tokenizer,
-        callbacks=[callback],
-    )
+    try:
+        trainer = _Trainer(
+            model=model,
+            args=_arguments(config, packing=packing, kind=train.kind, masks=masks),
+            train_dataset=_rows(train, masks=masks),
+            eval_dataset=_rows(held_out, masks=masks) if held_out else None,
+            processing_class=tokenizer,
+            callbacks=[callback],
+        )
+    except (ValueError, RuntimeError, ImportError) as error:
+        raise ConfigError(f"the trainer refuses this run: {error}") from error
     trainer.remove_callback(PrinterCallback)
     notes += _check_tokens(trainer, callback, config, packing=packing)
     documents = {"train": train} | ({"validation": held_out} if held_out else {})
@@ -109,11 +110,11 @@ def train(run: Run, *, on_record: Callable[[StepRecord], None] | None = None) ->
     is_main = run.trainer.is_world_process_zero()
     started_sec = time.monotonic()
     with ExitStack() as stack:
-        interrupted = stack.enter_context(_stop_on_signal(run.trainer))
+        interrupted = stack.enter_context(stop_on_signal(run.trainer))
         run.trainer.args.output_dir = str(run.output)
         if is_main:
             run.output.mkdir(parents=True, exist_ok=True)
-            _remove_old_run(run.output)
+            remove_old_run(run.output)
             (run.output / "config.yaml").write_text(dump(run.config), encoding="utf-8")
             trace = stack.enter_context(TraceWriter(run.output / "trace.jsonl"))
 
@@ -138,8 +139,7 @@ def train(run: Run, *, on_record: Callable[[StepRecord], None] | None = None) ->
 
 
 def training_documents(config: RunConfig) -> tuple[Documents, Documents | None, list[str]]:
-    """Training and validation documents of a configuration, and what to tell the user about
-    them."""
+    """Training and validation documents of a configuration, and remarks on them for the user."""
     data = config.data
     train, held_out = load_documents(data.train_data), None
     notes = [f"training data {data.train_data}: {train.note}"]
@@ -164,26 +164,11 @@ def training_documents(config: RunConfig) -> tuple[Documents, Documents | None, 
     return train, held_out, notes
 
 
-def check_output(output: Path, *, overwrite: bool) -> None:
-    """Refuse an output folder that holds a run (unless overwrite) or cannot be written to."""
-    for name in ("metadata.json", "trace.jsonl"):
-        if (output / name).exists() and not overwrite:
-            what = "a finished run" if name == "metadata.json" else "a run that was not finished"
-            raise OutputError(f"{output} holds {what}; choose another output, or pass --overwrite")
-    existing = next(path for path in (output, *output.absolute().parents) if path.exists())
-    probe = existing / ".scu-write-test"
-    try:
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise OutputError(f"cannot write to the output folder {output}: {error}") from error
-
-
 def save(run: Run, metadata: dict[str, Any]) -> None:
     """Write the adapter in PEFT format, the tokenizer, the model card and, last, metadata.json."""
     run.trainer.model.save_pretrained(run.output)
     run.trainer.processing_class.save_pretrained(run.output)
-    (run.output / "README.md").write_text(_model_card(run, metadata), encoding="utf-8")
+    (run.output / "README.md").write_text(model_card(metadata), encoding="utf-8")
     write_json(run.output / "metadata.json", metadata)
 
 
@@ -249,7 +234,10 @@ def _check_tokens(
 ) -> list[str]:
     """Set N on the callback; refuse data that could not train anything."""
     loader = trainer.get_train_dataloader()
-    total = sum(len(row["input_ids"]) for row in trainer.train_dataset)
+    eos, total, eos_carries_loss = trainer.processing_class.eos_token_id, 0, False
+    for batch in trainer.train_dataset.iter(batch_size=1000):
+        total += sum(map(len, batch["input_ids"]))
+        eos_carries_loss = eos_carries_loss or any(eos in labels for labels in batch["labels"])
     counted = count_loss_tokens(loader)
     if packing and total < config.training.block_size:
         raise DataError(
@@ -270,42 +258,9 @@ def _check_tokens(
             f"WARNING: data.tokens_per_epoch is {callback.tokens_per_epoch:,} and is used as N, "
             f"but {counted:,} were counted; ParamBPT and S scale with 1/N"
         )
-    eos = trainer.processing_class.eos_token_id
-    if not any(eos in row["labels"] for row in trainer.train_dataset):
+    if not eos_carries_loss:
         notes.append("WARNING: EOS carries no loss anywhere: the adapter will not learn to stop")
     return notes
-
-
-@contextmanager
-def _stop_on_signal(trainer: Any) -> Iterator[list[int]]:
-    received: list[int] = []
-
-    def handle(number: int, frame: Any) -> None:
-        if received:
-            raise KeyboardInterrupt
-        received.append(number)
-
-    class StopAfterStep(TrainerCallback):
-        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-            control.should_training_stop = control.should_training_stop or bool(received)
-            return control
-
-    stopper = StopAfterStep()
-    trainer.add_callback(stopper)
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        trainer.remove_callback(stopper)
-
-
-def _remove_old_run(output: Path) -> None:
-    for name in _RUN_FILES:
-        (output / name).unlink(missing_ok=True)
-    for checkpoint in output.glob("checkpoint-*"):
-        shutil.rmtree(checkpoint)
 
 
 def _metadata(run: Run, stop_reason: str, duration_sec: float) -> dict[str, Any]:
@@ -328,28 +283,3 @@ def _metadata(run: Run, stop_reason: str, duration_sec: float) -> dict[str, Any]
         },
         "notes": run.notes,
     }
-
-
-def _model_card(run: Run, metadata: dict[str, Any]) -> str:
-    base, s, target = metadata["base_model"], metadata["final_s_ratio"], metadata["target_s"]
-    s_text = "never measured" if s is None else f"{s:.2%}"
-    return f"""---
-library_name: peft
-base_model: {base}
-tags: [lora, shannon-control-unit]
----
-
-# LoRA adapter for {base}
-
-Trained with the Shannon Control Unit: a PI controller held its information ratio S at {target:.2%}.
-
-| | |
-|---|---|
-| S at the end | {s_text} |
-| lambda at the end | {metadata["final_lambda"]:.4g} |
-| optimizer steps | {metadata["optimizer_steps"]} |
-| stopped because | {metadata["stop_reason"]} |
-| training tokens N | {metadata["tokens_per_epoch"]:,} |
-
-`config.yaml` repeats the run, `trace.jsonl` holds every control window, `metadata.json` the rest.
-"""

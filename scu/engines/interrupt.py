@@ -1,0 +1,48 @@
+"""Ends a training on a signal without losing it."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from transformers import TrainerCallback
+
+
+@contextmanager
+def stop_on_signal(trainer: Any) -> Iterator[list[int]]:
+    """SIGINT or SIGTERM ends training after its step; a second one raises KeyboardInterrupt.
+
+    Yields the signals received so far.
+    """
+    received: list[int] = []
+
+    def handle(number: int, frame: Any) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    class StopAfterStep(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+            stop = bool(received)
+            if args.world_size > 1:
+                # All processes must leave at the same step, or the rest wait for ever. They agree
+                # where a window ends: asking costs a reduction and a read from the device.
+                stop = control.should_log and _any_process(trainer.accelerator, stop)
+            control.should_training_stop = control.should_training_stop or stop
+            return control
+
+    stopper = StopAfterStep()
+    trainer.add_callback(stopper)
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        trainer.remove_callback(stopper)
+
+
+def _any_process(accelerator: Any, flag: bool) -> bool:
+    if flag:
+        accelerator.set_trigger()
+    return bool(accelerator.check_trigger())
