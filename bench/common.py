@@ -21,7 +21,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from scu.config_file import dump, load
+from scu.config_file import load
 from scu.trace import StepRecord, read_trace
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -95,7 +95,7 @@ def _remembered(job: Job, work: Path) -> Outcome:
 
 def _key(job: Job) -> str:
     config = load(job.config, sets=job.sets)
-    parts = [dump(config), str(job.score_every), file_sha256(BASE)]
+    parts = [config.model_dump_json(), str(job.score_every), file_sha256(BASE)]
     source = Path(config.data.train_data)
     parts += [file_sha256(source)] if source.is_file() else []
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()

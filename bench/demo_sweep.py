@@ -9,7 +9,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from bench.common import ROOT, WORK, Job, Outcome, provenance, run_all, write_result
+from bench.common import ROOT, WORK, Job, Outcome, provenance, quiet, run_all, write_result
+from scu.config_file import load
 
 DEMO = ROOT / "scu" / "base" / "demo.yaml"
 LAMBDAS = (0.0, 0.1, 0.3, 1.0, 3.0, 10.0)
@@ -49,6 +50,16 @@ def row(outcome: Outcome) -> dict[str, Any]:
     }
 
 
+def compared(folder: Path) -> dict[str, Any]:
+    """The demo's adapter against the base, as `scu demo` prints it."""
+    import torch
+
+    from scu.engines.scoring import evaluate_adapter
+
+    torch.set_num_threads(1)
+    return evaluate_adapter(folder).as_dict()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--targets", type=float, nargs="+", default=[0.1, 0.15, 0.2])
@@ -57,6 +68,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=WORK / "demo_sweep")
     parser.add_argument("--only-look", action="store_true", help="print, write no result")
     options = parser.parse_args()
+    quiet()
     sets = tuple(options.set)
     jobs = [fixed(lam, sets) for lam in options.lambdas]
     jobs += [controlled(target, sets) for target in options.targets]
@@ -69,7 +81,8 @@ def main() -> None:
             f"  best {r['held_out_bpt_best']:.4f} at {r['best_step']}"
         )
     if not options.only_look:
-        write_result("demo_sweep", {"provenance": provenance(outcomes), "runs": rows})
+        demo = compared(options.work / f"s-{load(DEMO).scu.target_s:g}")
+        write_result("demo_sweep", {"provenance": provenance(outcomes), "demo": demo, "runs": rows})
 
 
 if __name__ == "__main__":

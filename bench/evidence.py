@@ -155,6 +155,7 @@ batch sizes and priors; longer runs.
 
 
 def demo_sweep(result: dict[str, Any]) -> str:
+    demo = result["demo"]
     fixed = [run for run in result["runs"] if run["target_s"] is None]
     best_last = min(run["held_out_bpt_last"] for run in fixed)
     best = min(run["held_out_bpt_best"] for run in fixed)
@@ -187,6 +188,12 @@ block of context where the document has it.
             rows,
         )
     }
+
+The demo itself: {demo["base_bpt"]:.3f} BPT before, {demo["adapter_bpt"]:.3f} after,
+{demo["saved_bpt"]:.3f} saved (95 % interval {demo["saved_low"]:.3f} to {
+        demo["saved_high"]:.3f}, files
+resampled), better on {demo["wins"]} of {demo["documents"]} files; in bits per byte
+{demo["base_bpb"]:.3f} and {demo["adapter_bpb"]:.3f}.
 
 {setup(result["provenance"]["config"])} One seed. The set point and sigma were chosen on these same
 held-out files.

@@ -51,7 +51,7 @@ PriorMean = Literal["init", "zero"]
 STOP_TOLERANCE = 0.05
 """S counts as on target within this fraction of S*."""
 S_FLOOR = 1e-9
-"""S = 0 at step 0 (theta = theta0) has no logit; this stands in for it."""
+"""S = 0 (theta = theta0) and S = 1 (no data bits left) have no logit; this far from them has."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,8 +150,9 @@ def start(settings: ControlSettings) -> ControlState:
 def update(
     state: ControlState, *, data_bpt: float, param_bpt: float, settings: ControlSettings
 ) -> ControlState:
-    """The state after a window that measured data_bpt (mean of the window) and param_bpt (at its
-    end)."""
+    """The state after a window that measured data_bpt (its mean) and param_bpt (at its end)."""
+    if not math.isfinite(data_bpt + param_bpt):
+        raise ValueError(f"cannot control on {data_bpt} data and {param_bpt} parameter bits/token")
     if settings.law == "multiplicative":
         return _update_multiplicative(state, info_ratio(data_bpt, param_bpt), settings)
     # DataBPT is noisy and is averaged; ParamBPT is exact and is not, so that S hardly lags.
@@ -174,7 +175,7 @@ def replay(records: Iterable[Measured], settings: ControlSettings) -> list[Contr
 
 
 def _update_positional(state: ControlState, s: float, settings: ControlSettings) -> ControlState:
-    error = logit(max(s, S_FLOOR)) - logit(settings.target_s)
+    error = logit(_clamp(s, S_FLOOR, 1.0 - S_FLOOR)) - logit(settings.target_s)
     windows = state.windows + 1
     weight = min(1.0, 4.0 / windows)
     closing = (1.0 - weight) * state.closing + weight * (abs(state.error) - abs(error))

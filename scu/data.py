@@ -201,7 +201,7 @@ def _survey(source: str, located: Callable[[], Iterator[Located]]) -> tuple[_Rea
     for document in reading.documents():
         sha256.update(json.dumps(document).encode() + b"\n")
     if not reading.kept:
-        raise DataError(f"{source}: all {reading.empty} documents are empty; {reading.format.name}")
+        raise DataError(f"{source}: all {reading.empty} documents are empty; give some with text")
     return reading, sha256.hexdigest()
 
 

@@ -15,11 +15,16 @@ _RUN_FILES = (
 
 
 def check_output(output: Path, *, overwrite: bool) -> None:
-    """Refuse an output folder that holds a run (unless overwrite) or cannot be written to."""
+    """Refuse a folder that holds a run (unless overwrite) or anything else, or is not writable."""
     for name in ("metadata.json", "trace.jsonl"):
         if (output / name).exists() and not overwrite:
             what = "a finished run" if name == "metadata.json" else "a run that was not finished"
             raise OutputError(f"{output} holds {what}; choose another output, or pass --overwrite")
+    if output.is_dir() and not _holds_run(output) and (others := sorted(output.iterdir())):
+        raise OutputError(
+            f"{output} is not empty and holds no run ({others[0].name}, ...); choose a new folder, "
+            "so that nothing of yours is replaced"
+        )
     existing = next(path for path in (output, *output.absolute().parents) if path.exists())
     try:
         with tempfile.TemporaryFile(dir=existing):
@@ -30,10 +35,16 @@ def check_output(output: Path, *, overwrite: bool) -> None:
 
 def remove_old_run(output: Path) -> None:
     """Delete what an earlier run left, and nothing else."""
+    if not _holds_run(output):
+        return
     for name in _RUN_FILES:
         (output / name).unlink(missing_ok=True)
     for checkpoint in output.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
+
+
+def _holds_run(output: Path) -> bool:
+    return (output / "metadata.json").exists() or (output / "trace.jsonl").exists()
 
 
 def model_card(metadata: Mapping[str, Any]) -> str:

@@ -43,7 +43,7 @@ class StepRecord:
     tokens_per_sec: float
     elapsed_sec: float
     eval_bpt: float | None = None
-    """Validation bits per token, when evaluated at this step."""
+    """Validation bits per token, when evaluated since the last record."""
     skipped_steps: int = 0
     """Optimizer steps of the window that were skipped because a gradient was not finite."""
     held: str = ""

@@ -136,7 +136,7 @@ def _load(file: Path, output: Path | None, sets: list[str] | None) -> "tuple[Run
 
     config = load(file, sets=sets or [], output=None if output is None else str(output))
     check_ready(config)
-    if config.output is None:
+    if not config.output:
         raise ConfigError("no output folder; pass --output DIR, or set output in the configuration")
     return config, Path(config.output)
 
@@ -146,6 +146,7 @@ def _train(
 ) -> int:
     engine = _engine("torch_engine")
     console = _console()
+    console.print(f"loading {config.data.train_data} and {config.model.base_model} ...")
     run: Run = engine.prepare(config, output, overwrite=overwrite)
     for note in [*run.notes, _controller_line(run.callback.settings)]:
         style = "yellow" if note.startswith("WARNING") else None

@@ -8,7 +8,14 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments, set_seed
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
 from trl import SFTConfig, SFTTrainer
 
 from scu.control import ControlSettings, replay
@@ -218,6 +225,46 @@ def test_validation_bits_belong_to_the_window_they_were_measured_after(tiny_base
     logged = [entry for entry in run.state.log_history if "eval_loss" in entry]
     assert evaluated[10] == pytest.approx(logged[0]["eval_loss"] / LN2)
     assert evaluated[20] == pytest.approx(logged[1]["eval_loss"] / LN2)
+
+
+def test_an_evaluation_between_two_windows_is_in_the_next_record(tiny_base, tmp_path):
+    callback = ShannonCallback(settings(), prior_sigma=0.05)
+    evaluation = {"held_out": rows(8), "eval_strategy": "steps", "eval_steps": 3}
+    run = trainer(tiny_base, tmp_path, callback, max_steps=10, **evaluation)
+    run.train()
+    logged = [entry["eval_loss"] for entry in run.state.log_history if "eval_loss" in entry]
+    assert [record.eval_bpt for record in callback.records] == [
+        pytest.approx(logged[0] / LN2),  # step 3
+        pytest.approx(logged[-1] / LN2),  # the newest: at the end, after those of steps 6 and 9
+    ]
+
+
+def test_another_callback_that_ends_training_ends_the_window_too(tiny_base, tmp_path):
+    class StopAtSeven(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 7:
+                control.should_training_stop = control.should_log = True
+            return control
+
+    callback = ShannonCallback(settings(), prior_sigma=0.05)
+    run = trainer(tiny_base, tmp_path, callback)
+    run.add_callback(StopAtSeven())
+    run.train()
+    assert [record.step for record in callback.records] == [5, 7]
+
+
+def test_fp16_is_refused(tiny_base, tmp_path):
+    run = trainer(tiny_base, tmp_path, ShannonCallback(settings()))
+    run.args.fp16 = True
+    with pytest.raises(ConfigError, match="use bf16, or fp32"):
+        run.train()
+
+
+def test_progress_is_counted_in_real_tokens_when_n_was_given(tiny_base, tmp_path):
+    callback = ShannonCallback(settings(), prior_sigma=0.05, tokens_per_epoch=10_000)
+    callback.tokens_per_pass = 64 * 23
+    trained(tiny_base, tmp_path, callback, max_steps=5)
+    assert callback.records[0].tokens_seen == 5 * BATCH * 23
 
 
 def test_lambda_is_held_during_the_cooldown_and_the_trace_says_so(tiny_base, tmp_path):

@@ -95,6 +95,17 @@ def test_s_of_zero_is_an_error_below_the_target_and_not_a_crash():
     assert state.lam == pytest.approx(0.5)  # one rate-limited update down
 
 
+def test_s_of_one_is_an_error_above_the_target_and_not_a_crash():
+    state = update(start(SETTINGS), data_bpt=1e-18, param_bpt=5.0, settings=SETTINGS)
+    assert state.lam == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("bits", [(math.nan, 0.1), (4.0, math.inf), (4.0, math.nan)])
+def test_what_is_not_a_measurement_is_refused(bits):
+    with pytest.raises(ValueError, match="cannot control on"):
+        update(start(SETTINGS), data_bpt=bits[0], param_bpt=bits[1], settings=SETTINGS)
+
+
 def test_lambda_moves_at_most_max_log_change_per_update():
     fast = ControlSettings(target_s=0.001, lambda_max=1e4)
     assert at_s(start(fast), 0.9, fast).lam == pytest.approx(2.0)

@@ -175,7 +175,8 @@ def test_folders_that_are_not_runs_are_refused(tmp_path, run_folder):
         evaluate_adapter(tmp_path / "nothing")
     bare = tmp_path / "bare"
     bare.mkdir()
-    shutil.copy(run_folder / "config.yaml", bare)
+    for name in ("config.yaml", "metadata.json"):
+        shutil.copy(run_folder / name, bare)
     with pytest.raises(ModelError, match=r"holds no adapter \(adapter_config.json is missing\)"):
         evaluate_adapter(bare)
 
@@ -184,6 +185,19 @@ def test_a_truncated_adapter_is_refused(run_folder):
     weights = run_folder / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(ModelError, match="cannot load the adapter"):
+        evaluate_adapter(run_folder)
+
+
+def test_data_that_changed_since_the_run_are_not_split_again(run_folder, text_file):
+    with text_file.open("a") as file:
+        file.write('{"text": "one more"}\n')
+    with pytest.raises(DataError, match="has changed since the run"):
+        evaluate_adapter(run_folder)
+
+
+def test_without_metadata_it_is_not_known_what_was_held_out(run_folder):
+    (run_folder / "metadata.json").unlink()
+    with pytest.raises(DataError, match="does not say what the run held out"):
         evaluate_adapter(run_folder)
 
 

@@ -16,7 +16,7 @@ from scu.config_file import load
 from scu.control import replay
 from scu.engines import torch_engine
 from scu.engines.actuator import adapter_weights
-from scu.errors import DataError, ModelError, OutputError, TrainingError
+from scu.errors import ConfigError, DataError, ModelError, OutputError, TrainingError
 from scu.trace import read_trace
 
 ROOT = Path(__file__).parent.parent
@@ -199,6 +199,20 @@ def test_in_chats_assistant_turns_carry_loss_or_the_last_one_where_unmarked(
     assert tokenizer.decode([token for token in labels if token != -100]) == "".join(answers)
 
 
+@pytest.mark.parametrize("turns", [["assistant"], ["user", "assistant", "user"]])
+def test_unmarked_chats_must_end_with_an_answer(tmp_path, config_file, tiny_base, turns):
+    folder = tmp_path / "chat-base"
+    AutoModelForCausalLM.from_pretrained(tiny_base).save_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_base)
+    tokenizer.chat_template = CHAT
+    tokenizer.save_pretrained(folder)
+    chat = [{"role": role, "content": "x"} for role in turns]
+    data = write_rows(tmp_path / "chats.jsonl", [{"messages": chat}])
+    sets = (f"data.train_data={data}", f"model.base_model={folder}", "data.val_fraction=0")
+    with pytest.raises(DataError, match="document 1: must end with an assistant turn"):
+        prepared(config_file, tmp_path / "out", *sets)
+
+
 def test_chats_need_a_chat_template(tmp_path, config_file):
     chat = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}]
     data = write_rows(tmp_path / "chats.jsonl", [{"messages": chat} for _ in range(30)])
@@ -236,22 +250,57 @@ def test_validation_data_of_another_kind_are_refused(tmp_path, config_file):
 
 
 def test_fewer_tokens_than_one_block_are_refused(tmp_path, config_file):
-    with pytest.raises(DataError, match="less than one block of 100000"):
-        prepared(config_file, tmp_path / "out", "training.block_size=100000")
+    data = write_rows(tmp_path / "few.jsonl", [{"text": "only this"}])
+    sets = (f"data.train_data={data}", "data.val_fraction=0", "training.block_size=128")
+    with pytest.raises(DataError, match="hold 10 tokens, less than one block of 128"):
+        prepared(config_file, tmp_path / "out", *sets)
 
 
-def test_data_in_which_nearly_nothing_carries_loss_are_refused(tmp_path, config_file):
-    data = write_rows(
-        tmp_path / "pairs.jsonl", [{"prompt": "long " * 200, "completion": "x"} for _ in range(9)]
+def test_a_block_beyond_the_models_positions_is_refused(tmp_path, config_file):
+    with pytest.raises(ConfigError, match=r"beyond the 128 positions .* training.block_size=128"):
+        prepared(config_file, tmp_path / "out", "training.block_size=129")
+
+
+def test_a_tokenizer_larger_than_the_models_embedding_is_refused(tmp_path, config_file, tiny_base):
+    folder = tmp_path / "other"
+    AutoModelForCausalLM.from_pretrained(tiny_base).save_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_base)
+    tokenizer.add_tokens("<new>")
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(ModelError, match="has 259 tokens and the model embeds 258"):
+        prepared(config_file, tmp_path / "out", f"model.base_model={folder}")
+
+
+def test_documents_whose_prompt_fills_a_block_are_counted_or_refused(tmp_path, config_file):
+    long = {"prompt": "long " * 20, "completion": " A"}
+    some = write_rows(tmp_path / "some.jsonl", [long] * 3 + [{"prompt": "p", "completion": " A"}])
+    run = prepared(config_file, tmp_path / "o", f"data.train_data={some}", "data.val_fraction=0")
+    assert any("WARNING" in note and "3 of 4 documents are left out" in note for note in run.notes)
+    every = write_rows(tmp_path / "all.jsonl", [long] * 3)
+    with pytest.raises(DataError, match="in all 3 documents the prompt alone fills a block of 32"):
+        prepared(config_file, tmp_path / "o", f"data.train_data={every}", "data.val_fraction=0")
+
+
+def test_what_the_trainer_refuses_is_bad_input(tmp_path, config_file):
+    with pytest.raises(ConfigError, match="the trainer refuses this run"):
+        prepared(config_file, tmp_path / "out", "training.report_to=no-such-tracker")
+
+
+def test_data_in_which_nearly_nothing_carries_loss_are_refused(tmp_path, config_file, tiny_base):
+    folder = tmp_path / "long-base"
+    model = AutoModelForCausalLM.from_pretrained(tiny_base)
+    model.config.max_position_embeddings = 4096
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny_base).save_pretrained(folder)
+    data = write_rows(tmp_path / "p.jsonl", [{"prompt": "long " * 200, "completion": "x"}] * 9)
+    sets = (
+        f"data.train_data={data}",
+        f"model.base_model={folder}",
+        "data.val_fraction=0",
+        "training.block_size=4096",
     )
-    with pytest.raises(DataError, match="training tokens carry loss"):
-        prepared(
-            config_file,
-            tmp_path / "out",
-            f"data.train_data={data}",
-            "data.val_fraction=0",
-            "training.block_size=4096",
-        )
+    with pytest.raises(DataError, match=r"only 18 of 9018 training tokens carry loss"):
+        prepared(config_file, tmp_path / "out", *sets)
 
 
 @pytest.mark.parametrize(
@@ -269,6 +318,12 @@ def test_an_output_that_holds_a_run_is_kept_unless_told(tmp_path, config_file, e
     torch_engine.train(prepared(config_file, output, overwrite=True))
     assert not (output / "checkpoint-5").exists()
     assert len(read_trace(output / "trace.jsonl")) == 4
+
+
+def test_a_folder_with_other_things_in_it_is_left_as_it_is(tmp_path, config_file):
+    with pytest.raises(OutputError, match=r"not empty and holds no run \(run.yaml, ...\)"):
+        prepared(config_file, tmp_path, overwrite=True)
+    assert config_file.exists()
 
 
 def test_an_output_that_cannot_be_written_is_refused(tmp_path, config_file):
@@ -340,7 +395,8 @@ def test_one_signal_ends_the_run_after_its_step_and_saves(tmp_path, config_file)
     before = signal.getsignal(signal.SIGTERM)
     metadata = torch_engine.train(run, on_record=interrupt)
     assert metadata["stop_reason"] == "interrupted"
-    assert 10 <= metadata["optimizer_steps"] <= 11
+    assert metadata["optimizer_steps"] == 11
+    assert [r.step for r in read_trace(tmp_path / "out" / "trace.jsonl")] == [5, 10, 11]
     assert (tmp_path / "out" / "adapter_model.safetensors").exists()
     assert signal.getsignal(signal.SIGTERM) is before
 

@@ -13,8 +13,8 @@ before the step, for optimizers without a second moment. `none` cuts the wire: S
 does nothing.
 
 Also here, because it must share the hooks: a step whose gradients are not all finite is skipped,
-before it can poison the weights. Nothing reads from the device within a step; read() does, once per
-window.
+before it can poison the weights. With a fused optimizer nothing reads from the device within a
+step; read() does, once per window. (Without one, whether to skip is read at every step.)
 """
 
 from collections.abc import Mapping
@@ -214,6 +214,8 @@ class Actuator:
         states: list[dict[str, Any]],
     ) -> None:
         # k = lr c / (sqrt(v_hat) + eps + lr c), then Delta <- (1 - k) Delta: one buffer in all.
+        # One bias correction for the group: its weights have made the same number of steps. (A
+        # mixture's expert may lag; what that changes fades within 1 / (1 - beta2) steps.)
         strength = group.options["lr"] * self.pull
         k = torch._foreach_sqrt([state["exp_avg_sq"] for state in states])
         torch._foreach_div_(k, self._bias(group, states[0]).sqrt().to(k[0].device))

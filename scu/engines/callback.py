@@ -18,7 +18,7 @@ from transformers import TrainerCallback
 
 from scu.control import ActuatorKind, ControlSettings, ControlState, PriorMean, start, update
 from scu.engines.actuator import Actuator, adapter_weights
-from scu.errors import DataError, TrainingError
+from scu.errors import ConfigError, DataError, TrainingError
 from scu.metrics import data_bpt, info_ratio, param_bpt, pull
 from scu.trace import StepRecord
 
@@ -53,6 +53,8 @@ class ShannonCallback(TrainerCallback):
         self.prior_mean: PriorMean = prior_mean
         self.actuator_kind: ActuatorKind = actuator
         self.tokens_per_epoch = tokens_per_epoch
+        self.tokens_per_pass = tokens_per_epoch
+        """What one pass really holds, where tokens_per_epoch was given and not counted."""
         self.hold_after = hold_after
         self.on_record = on_record
         self.state: ControlState = start(settings)
@@ -63,6 +65,7 @@ class ShannonCallback(TrainerCallback):
         self.authority = 0.0
         self._lr_sum = 0.0
         self._pending: StepRecord | None = None
+        self._eval_bpt: float | None = None
 
     def on_init_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         # TRL casts the adapter of a quantized model to bf16, in which lambda's pull would be lost.
@@ -75,14 +78,19 @@ class ShannonCallback(TrainerCallback):
                 "this run resumes from a checkpoint, which does not hold theta0 and the "
                 "controller's state; start it from step 0"
             )
+        if args.fp16:
+            raise ConfigError(
+                "fp16 scales gradients and drops steps behind the loop's back; use bf16, or fp32"
+            )
         optimizer = kwargs["optimizer"]
         while hasattr(optimizer, "optimizer"):  # accelerate's wrapper
             optimizer = optimizer.optimizer
         self.state, self.records = start(self.settings), []
-        self.s_at_start = self.stop_reason = self._pending = None
+        self.s_at_start = self.stop_reason = self._pending = self._eval_bpt = None
         self.skipped_steps, self._lr_sum = 0, 0.0
         if self.tokens_per_epoch is None:
             self.tokens_per_epoch = count_loss_tokens(kwargs["train_dataloader"])
+        self.tokens_per_pass = self.tokens_per_pass or self.tokens_per_epoch
         # Computed before the actuator takes theta0 and the hooks, so that a bad N costs nothing.
         self._pull(self.settings.lambda_init)
         self._actuator = Actuator(
@@ -100,7 +108,7 @@ class ShannonCallback(TrainerCallback):
         self._window_tokens = 0
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-        if self._ends_window(state):
+        if self._ends_window(state, control):
             control.should_log = True  # whatever logging_steps is
         return control
 
@@ -111,14 +119,14 @@ class ShannonCallback(TrainerCallback):
         steps = state.global_step - self._last_log_step
         self._last_log_step = state.global_step
         self._window_loss += float(logs["loss"]) * steps
-        if self._ends_window(state):
+        if self._ends_window(state, control):
             self._close_window(state, control, logs)
         return control
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._eval_bpt = data_bpt(kwargs["metrics"].get("eval_loss", math.nan))
         if self._pending is not None:
-            eval_bpt = data_bpt(kwargs["metrics"].get("eval_loss", math.nan))
-            self._emit(replace(self._pending, eval_bpt=eval_bpt))
+            self._emit(self._pending)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._pending is not None:
@@ -160,19 +168,19 @@ class ShannonCallback(TrainerCallback):
         assert self.tokens_per_epoch is not None
         return param_bpt(sum_sq, prior_sigma=self.prior_sigma, tokens=self.tokens_per_epoch)
 
-    def _ends_window(self, state: Any) -> bool:
-        step: int = state.global_step
-        return step % self.settings.control_interval == 0 or bool(step == state.max_steps)
+    def _ends_window(self, state: Any, control: Any) -> bool:
+        at_end = state.global_step == state.max_steps or control.should_training_stop
+        return bool(state.global_step % self.settings.control_interval == 0 or at_end)
 
     def _close_window(self, state: Any, control: Any, logs: dict[str, Any]) -> None:
-        assert self.tokens_per_epoch is not None
+        assert self.tokens_per_pass is not None
         sum_sq, skipped, streak = self._actuator.read()
         steps = state.global_step - self._window_step
         loss_nats = self._window_loss / steps
         param = self._param_bpt(sum_sq)
         if self.s_at_start is None:
             self.s_at_start = _ratio(data_bpt(loss_nats), self._param_at_start_bpt)
-        held = self._held_because(state.global_step, loss_nats, skipped)
+        held = self._held_because(state.global_step, loss_nats + param, skipped)
         acted = self._actuator.pull
         if not held:
             self.state = update(
@@ -182,7 +190,7 @@ class ShannonCallback(TrainerCallback):
         self.skipped_steps += skipped
         self._lr_sum += logs["learning_rate"] * steps
         grad_norm = logs.get("grad_norm")
-        now, tokens = time.monotonic(), round(state.epoch * self.tokens_per_epoch)
+        now, tokens = time.monotonic(), round(state.epoch * self.tokens_per_pass)
         record = StepRecord(
             step=state.global_step,
             tokens_seen=tokens,
@@ -211,17 +219,18 @@ class ShannonCallback(TrainerCallback):
         else:
             self._emit(record)
 
-    def _held_because(self, step: int, loss_nats: float, skipped: int) -> str:
+    def _held_because(self, step: int, measured: float, skipped: int) -> str:
         if skipped:
             return "skipped steps"
-        if not math.isfinite(loss_nats):
+        if not math.isfinite(measured):
             return "loss not finite"
         if self.hold_after is not None and step > self.hold_after:
             return "cooldown"
         return ""
 
     def _emit(self, record: StepRecord) -> None:
-        self._pending = None
+        record = replace(record, eval_bpt=self._eval_bpt)
+        self._pending = self._eval_bpt = None
         self.records.append(record)
         if self.on_record is not None and self._is_main:
             self.on_record(record)

@@ -17,18 +17,18 @@ def stop_on_signal(trainer: Any) -> Iterator[list[int]]:
     received: list[int] = []
 
     def handle(number: int, frame: Any) -> None:
-        if received:
+        # The same signal again: a launcher that passes Ctrl-C on sends another one, SIGTERM.
+        if number in received:
             raise KeyboardInterrupt
         received.append(number)
 
     class StopAfterStep(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-            stop = bool(received)
-            if args.world_size > 1:
-                # All processes must leave at the same step, or the rest wait for ever. They agree
-                # where a window ends: asking costs a reduction and a read from the device.
-                stop = control.should_log and _any_process(trainer.accelerator, stop)
-            control.should_training_stop = control.should_training_stop or stop
+            if args.world_size > 1 and _any_process(trainer.accelerator, bool(received)):
+                # All processes must leave at the same step, or the rest wait for ever.
+                received.append(0)
+            if received:
+                control.should_training_stop = control.should_log = True  # the last window ends
             return control
 
     stopper = StopAfterStep()

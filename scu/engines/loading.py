@@ -1,5 +1,6 @@
 """Base models, tokenizers and adapters, from a folder or the hub."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +64,9 @@ def load_base(model: Model) -> Any:
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype,
         )
-        options["device_map"] = {
-            "": torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
-        }
+        # Placed while it is quantized; each process of a distributed run has its own device.
+        device = int(os.environ.get("LOCAL_RANK", "0")) if torch.cuda.is_available() else "cpu"
+        options["device_map"] = {"": device}
     try:
         return _ARCHITECTURES[model.architecture].from_pretrained(
             _location(model),
@@ -164,13 +165,16 @@ def assistant_template(tokenizer: Any) -> str | None:
 
 
 def _location(model: Model) -> str:
-    if model.base_model == EMBEDDED:
+    name = model.base_model
+    if name == EMBEDDED:
         return str(Path(__file__).parent.parent / "base")
-    return model.base_model
+    if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
+        raise ModelError(f"model.base_model: there is no folder {name}")
+    return str(Path(name).expanduser()) if name.startswith("~") else name
 
 
 def _cannot_load(what: str, model: Model, error: Exception) -> str:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
     return (
         f"cannot load the {what} of model.base_model {model.base_model!r}: {reason}. "
         "Give a folder with a transformers model, or the name of one on the hub"

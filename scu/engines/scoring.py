@@ -7,6 +7,7 @@ predicted from the BOS token, or from EOS where the tokenizer has none, so that 
 for.
 """
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +52,7 @@ def evaluate_adapter(folder: Path, *, data: str | None = None) -> Comparison:
     if not config_file.is_file():
         raise ModelError(f"{folder} holds no run (config.yaml is missing)")
     config = load(config_file)
-    documents = load_documents(data) if data is not None else _held_out(config)
+    documents = load_documents(data) if data is not None else _held_out(config, folder)
     tokenizer = load_tokenizer(config.model)
     model = load_adapter(folder, config.model)
     context = min(
@@ -71,12 +72,15 @@ def tokenize(documents: Documents, tokenizer: Any) -> list[TokenizedDocument]:
 
 @torch.no_grad()
 def score(
-    model: Any, documents: list[TokenizedDocument], *, context: int, batch_tokens: int = 8192
+    model: Any, documents: list[TokenizedDocument], *, context: int, batch_tokens: int | None = None
 ) -> list[DocumentScore]:
     """Nats per document under the model. context is the longest window, in tokens.
 
-    batch_tokens bounds the padded size of a batch, and with it the memory of the logits.
+    batch_tokens bounds the padded size of a batch; by default so that its logits, in float32, take
+    half a GiB at most.
     """
+    if batch_tokens is None:
+        batch_tokens = min(8192, 2**27 // model.get_input_embeddings().num_embeddings)
     if context < 2:
         raise DataError(f"a context of {context} tokens has nothing to predict from")
     nats = [0.0] * len(documents)
@@ -92,10 +96,23 @@ def score(
     ]
 
 
-def _held_out(config: RunConfig) -> Documents:
+def _held_out(config: RunConfig, folder: Path) -> Documents:
     held_out = training_documents(config)[1]
     if held_out is None:
         raise DataError("the run held no documents out; name some with --data")
+    try:
+        metadata = json.loads((folder / "metadata.json").read_text(encoding="utf-8"))
+        sha256 = metadata["data"]["validation"]["sha256"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{folder / 'metadata.json'} does not say what the run held out ({error!r}); name "
+            "documents with --data"
+        ) from error
+    if sha256 != held_out.sha256:
+        raise DataError(
+            f"{held_out.source} has changed since the run, which may have been trained on what "
+            "would be held out now; name documents with --data"
+        )
     return held_out
 
 

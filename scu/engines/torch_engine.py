@@ -23,7 +23,7 @@ from trl import SFTConfig, SFTTrainer
 from scu.config import RunConfig
 from scu.config_file import dump
 from scu.data import Documents, load_documents, overlap, split_documents
-from scu.engines.callback import ShannonCallback, count_loss_tokens
+from scu.engines.callback import ShannonCallback
 from scu.engines.interrupt import stop_on_signal
 from scu.engines.loading import (
     add_adapter,
@@ -32,14 +32,10 @@ from scu.engines.loading import (
     load_tokenizer,
     pick_dtype,
 )
+from scu.engines.preflight import check_fits, check_rows, check_tokens
 from scu.errors import ConfigError, DataError, TrainingError
 from scu.run_folder import check_output, model_card, remove_old_run
 from scu.trace import StepRecord, TraceWriter, write_json
-
-MIN_LOSS_SHARE = 0.01
-"""A run in which fewer of the tokens carry loss is a mistake in the data or the chat template."""
-MAX_COUNT_DIFFERENCE = 0.10
-"""tokens_per_epoch may differ from the count by this fraction before it is remarked upon."""
 
 _PACKAGES = ("shannon-control-unit", "torch", "transformers", "peft", "trl", "accelerate")
 
@@ -65,6 +61,7 @@ def prepare(config: RunConfig, output: Path, *, overwrite: bool = False) -> Run:
     tokenizer = load_tokenizer(config.model)
     template = assistant_template(tokenizer) if train.kind == "messages" else None
     base = load_base(config.model)
+    check_fits(base, tokenizer, config)
     # Before the adapter is drawn: the seed is part of the code that describes it (theta0).
     set_seed(config.training.seed)
     model, where = add_adapter(base, config.lora)
@@ -85,19 +82,24 @@ def prepare(config: RunConfig, output: Path, *, overwrite: bool = False) -> Run:
             "the chat template does not mark assistant turns: only the last turn carries loss"
         )
     masks = template is not None
+    rows, held_out_rows = _rows(train, masks=masks), held_out and _rows(held_out, masks=masks)
     try:
         trainer = _Trainer(
             model=model,
             args=_arguments(config, packing=packing, kind=train.kind, masks=masks),
-            train_dataset=_rows(train, masks=masks),
-            eval_dataset=_rows(held_out, masks=masks) if held_out else None,
+            train_dataset=rows,
+            eval_dataset=held_out_rows,
             processing_class=tokenizer,
             callbacks=[callback],
         )
     except (ValueError, RuntimeError, ImportError) as error:
         raise ConfigError(f"the trainer refuses this run: {error}") from error
     trainer.remove_callback(PrinterCallback)
-    notes += _check_tokens(trainer, callback, config, packing=packing)
+    if not packing:
+        notes += check_rows(trainer.train_dataset, train, config.training.block_size)
+        if held_out:
+            notes += check_rows(trainer.eval_dataset, held_out, config.training.block_size)
+    notes += check_tokens(trainer, callback, config, packing=packing)
     documents = {"train": train} | ({"validation": held_out} if held_out else {})
     return Run(config, output, trainer, callback, documents, notes)
 
@@ -184,6 +186,13 @@ class _Trainer(SFTTrainer):
 def _rows(documents: Documents, *, masks: bool) -> Dataset:
     if documents.kind != "messages" or masks:
         return documents.rows
+    for number, row in enumerate(documents.rows, 1):
+        turns = row["messages"]
+        if len(turns) < 2 or turns[-1]["role"] != "assistant":
+            raise DataError(
+                f"{documents.source}, document {number}: must end with an assistant turn after "
+                "another one; the chat template marks no turns, so only the last can be learned"
+            )
     return documents.rows.map(
         lambda row: {"prompt": row["messages"][:-1], "completion": row["messages"][-1:]},
         remove_columns="messages",
@@ -227,40 +236,6 @@ def _arguments(config: RunConfig, *, packing: bool, kind: str, masks: bool) -> S
         dataloader_pin_memory=torch.cuda.is_available(),
         disable_tqdm=True,
     )
-
-
-def _check_tokens(
-    trainer: Any, callback: ShannonCallback, config: RunConfig, *, packing: bool
-) -> list[str]:
-    """Set N on the callback; refuse data that could not train anything."""
-    loader = trainer.get_train_dataloader()
-    eos, total, eos_carries_loss = trainer.processing_class.eos_token_id, 0, False
-    for batch in trainer.train_dataset.iter(batch_size=1000):
-        total += sum(map(len, batch["input_ids"]))
-        eos_carries_loss = eos_carries_loss or any(eos in labels for labels in batch["labels"])
-    counted = count_loss_tokens(loader)
-    if packing and total < config.training.block_size:
-        raise DataError(
-            f"the training data hold {total} tokens, less than one block of "
-            f"{config.training.block_size}; give more data or a smaller training.block_size"
-        )
-    if counted < MIN_LOSS_SHARE * total or counted == 0:
-        raise DataError(
-            f"only {counted} of {total} training tokens carry loss (less than "
-            f"{MIN_LOSS_SHARE:.0%}); check the chat template, the completions and "
-            "training.block_size"
-        )
-    notes = [f"N = {counted:,} tokens carry loss, of {total:,} in one pass"]
-    if callback.tokens_per_epoch is None:
-        callback.tokens_per_epoch = counted
-    elif abs(callback.tokens_per_epoch - counted) > MAX_COUNT_DIFFERENCE * counted:
-        notes.append(
-            f"WARNING: data.tokens_per_epoch is {callback.tokens_per_epoch:,} and is used as N, "
-            f"but {counted:,} were counted; ParamBPT and S scale with 1/N"
-        )
-    if not eos_carries_loss:
-        notes.append("WARNING: EOS carries no loss anywhere: the adapter will not learn to stop")
-    return notes
 
 
 def _metadata(run: Run, stop_reason: str, duration_sec: float) -> dict[str, Any]:
