@@ -67,9 +67,9 @@ class ControlSettings:
     lambda_init: float = 1.0
     lambda_min: float = 1e-4
     lambda_max: float = 2.0
-    control_interval: int = 10
+    control_interval: int = 5
     """Optimizer steps per window: the controller's clock."""
-    ema: float = 0.5
+    ema: float = 0.25
     """Weight of the newest window in the moving average (of DataBPT; of S in the multiplicative
     law)."""
     max_log_change: float = LN2
