@@ -113,6 +113,8 @@ def _run(job: Job, folder: Path) -> Outcome:
     run = torch_engine.prepare(config, folder, overwrite=True)
     scorer = HeldOutScorer(run, every=job.score_every)
     metadata = torch_engine.train(run)
+    if metadata["stop_reason"] != "steps done":
+        raise RuntimeError(f"{job.name}: {metadata['stop_reason']}; not remembered, run it again")
     for part in metadata["data"].values():
         part["source"] = name_of(part["source"])
     settings = config.model_dump(mode="json", exclude={"output"})

@@ -10,6 +10,7 @@ its peak.
 import argparse
 import json
 import multiprocessing
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -22,11 +23,17 @@ from typing import Any
 from bench.common import BASE, ROOT, code_state, file_sha256, quiet, scu_sha256, write_result
 
 DEMO = ROOT / "scu" / "base" / "demo.yaml"
-STEPS = 70
+STEPS = 50
 WARMUP_STEPS = 10
 """Not counted: the first steps allocate."""
 PAIRS = 8
 CONTROL_PAIRS = 4
+MALLOC = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 34),
+}
+"""Both trainers allocate alike, and keep what they have: else page faults decide who is faster."""
 ARMS = {"scu": (True, False), "control": (False, False)}
 """Which of the two trainers has the callback."""
 
@@ -153,7 +160,9 @@ def main() -> None:
     options = parser.parse_args()
     plan = [("scu", turn) for turn in range(options.pairs)]
     plan += [("control", turn) for turn in range(options.control_pairs)]
+    plan.sort(key=lambda item: item[1])  # the two kinds side by side
     pairs = []
+    os.environ.update(MALLOC)  # read by each fresh process as it starts
     context = multiprocessing.get_context("spawn")
     for arm, turn in plan:
         with ProcessPoolExecutor(1, mp_context=context, initializer=quiet) as fresh:

@@ -18,13 +18,14 @@ SCORE_EVERY_STEPS = 50
 
 
 def fixed(lam: float, sets: tuple[str, ...]) -> Job:
-    """The demo with its loop open: lambda stays where it starts."""
+    """The demo with its loop open: lambda stays where it starts, and windows only report."""
+    windows = ("scu.control_interval=10", "scu.ema=0.5")
     if lam == 0.0:
         own: tuple[str, ...] = ("scu.actuator=none",)
     else:
         bound = f"scu.lambda_max={max(2.0, 2.0 * lam)}"
         own = ("scu.kp=0", "scu.ki=0", bound, f"scu.lambda_init={lam}")
-    return Job(f"fixed-{lam:g}", DEMO, sets + own, SCORE_EVERY_STEPS)
+    return Job(f"fixed-{lam:g}", DEMO, sets + windows + own, SCORE_EVERY_STEPS)
 
 
 def controlled(target_s: float, sets: tuple[str, ...]) -> Job:
@@ -82,7 +83,9 @@ def main() -> None:
         )
     if not options.only_look:
         demo = compared(options.work / f"s-{load(DEMO).scu.target_s:g}")
-        write_result("demo_sweep", {"provenance": provenance(outcomes), "demo": demo, "runs": rows})
+        write_result(
+            "demo_sweep", {"provenance": provenance(outcomes[::-1]), "demo": demo, "runs": rows}
+        )
 
 
 if __name__ == "__main__":

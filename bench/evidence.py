@@ -5,9 +5,11 @@ The document holds no measured number that is not in a result file; a test compa
 
 import json
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 from bench.common import RESULTS, ROOT
+from bench.tracking import END_WINDOWS
 
 DOCUMENT = ROOT / "docs" / "EVIDENCE.md"
 HEAD = """# Evidence
@@ -19,6 +21,26 @@ S is the share of the total description length that the adapter costs, S* its se
 regularization strength that the controller sets; BPT is bits per token. All runs were made on CPUs
 with the embedded model (about 4 million weights). Larger models, GPUs, quantized bases and MLX were
 **not measured** here."""
+
+
+TRACKING_INTRO = """\
+Three texts, three set points, three seeds, the default law and gains, at a constant learning rate;
+the other law once per text, at the middle set point, with the same gains and interval (not those of
+its published runs)."""
+FIRST_TRACKING_INTRO = """\
+The same with the defaults of that time, one update per 10 steps and a moving average weight of 0.5,
+and with a wider prior (which makes the loop slower). It was stopped after the first text: S
+approached its set point too slowly, and where the second pass over the text began (step 280) its
+rise was corrected too slowly. The defaults, and the benchmark's prior, were changed after this and
+after probes on the same text: above, only the other two texts are independent of the choice."""
+SUM_COLUMNS = (
+    "law | text | last within 5 % | mean within 5 % | worst error, last | worst overshoot"
+    " | settled | median step of these | runs that touched a bound of lambda"
+)
+RUN_COLUMNS = (
+    "law | text | S* | seed | S, last | error, last | error, mean | overshoot"
+    " | settled at step | lambda, last | lambda, range"
+)
 
 
 def table(head: str, rows: Iterable[Sequence[str]]) -> str:
@@ -48,9 +70,9 @@ def origin(provenance: dict[str, Any]) -> str:
         for name, part in provenance.get("data", {}).items()
     ]
     return (
-        f"Measured {provenance['date']} at commit `{provenance['commit'][:12]}`"
+        f"Measured {provenance['date']}, written at commit `{provenance['commit'][:12]}`"
         f"{' with uncommitted changes' if provenance['dirty'] else ''}; SHA-256 of the library's "
-        f"source {short['scu_sha256']}, of the base model {short['base_sha256']}; "
+        f"source as the runs loaded it {short['scu_sha256']}, of the base model {short['base_sha256']}; "
         f"{provenance['cpus']} CPUs, {provenance['threads_per_run']} thread per run, "
         f"{provenance['runs_at_a_time']} at a time; Python {provenance['python']}, "
         + ", ".join(f"{name} {number}" for name, number in provenance["versions"].items())
@@ -62,9 +84,11 @@ def setup(config: dict[str, Any]) -> str:
     """The settings that the runs of a result share."""
     lora, scu, training = config["lora"], config["scu"], config["training"]
     return (
+        f"Base model in {config['model']['precision']}; "
         f"LoRA rank {lora['rank']} (alpha {lora['alpha']}) on {lora['targets']}; "
         f"prior_sigma {scu['prior_sigma']}, prior mean {scu['prior_mean']}; kp {scu['kp']}, "
-        f"ki {scu['ki']}, one update per {scu['control_interval']} steps, lambda from "
+        f"ki {scu['ki']}, one update per {scu['control_interval']} steps, moving average weight "
+        f"{scu['ema']}, lambda from "
         f"{scu['lambda_init']:g} within [{scu['lambda_min']:g}, {scu['lambda_max']:g}]; "
         f"{training['steps']} steps of {training['batch_size']} x {training['block_size']} tokens, "
         f"learning rate {training['learning_rate']:g}, warmup {training['warmup_steps']} steps, "
@@ -72,21 +96,36 @@ def setup(config: dict[str, Any]) -> str:
     )
 
 
-def tracking(result: dict[str, Any]) -> str:
+def tracking(
+    result: dict[str, Any],
+    title: str = "Tracking: is S held at its set point?",
+    intro: str = TRACKING_INTRO,
+    *,
+    all_runs: bool = True,
+) -> str:
     total = result["summary"][0]
     share, past = total["within"] / total["runs"], total["worst_overshoot"]
-    arrived_all = total["arrived"] == total["runs"]
+    share_mean = total["within_mean"] / total["runs"]
+    interval = result["provenance"]["config"]["scu"]["control_interval"]
+    training = result["provenance"]["config"]["training"]
+    tokens = interval * training["batch_size"] * training["block_size"]
     criteria = [
         [
-            "S within 5 % of S* at the last step, in at least 95 % of the runs",
+            "S within 5 % of S* in at least 95 % of the runs: the last control window alone",
             f"{total['within']} of {total['runs']} ({percent(share)}); "
-            f"worst error {percent(total['worst_error'])}",
+            f"worst error {percent(total['worst_error'], 2)}",
             verdict(share >= 0.95),
+        ],
+        [
+            f"the same: mean of the last {END_WINDOWS} windows ({END_WINDOWS * interval} steps)",
+            f"{total['within_mean']} of {total['runs']} ({percent(share_mean)}); "
+            f"worst error {percent(total['worst_error_mean'], 2)}",
+            verdict(share_mean >= 0.95),
         ],
         [
             "S at most 25 % past S* after it first arrived",
             f"worst {percent(past)}; {total['arrived']} of {total['runs']} arrived",
-            verdict(past is not None and past <= 0.25 and arrived_all),
+            verdict(past is not None and past <= 0.25),
         ],
     ]
     sums = [
@@ -120,35 +159,22 @@ def tracking(result: dict[str, Any]) -> str:
         for run in result["runs"]
     ]
     free = (f"`{u['text']}` {percent(u['s_last'])}" for u in result["unregularized"])
-    return f"""## Tracking: is S held at its set point?
+    every = "" if not all_runs else "Every run:\n\n" + table(RUN_COLUMNS, runs) + "\n\n"
+    return f"""## {title}
 
-Three texts, three set points, three seeds, the default law and gains, at a constant learning rate.
+{intro}
+
 Without regularization S reaches, at the same step: {", ".join(free)}.
 
 {table("criterion | measured | ", criteria)}
 
-By law and text. "Last" judges S at the last step, "mean" its mean over the last five control
-windows; settled: within 5 % from some step to the end.
+"Last" judges S at the last step, "mean" its mean over the last {END_WINDOWS} control windows;
+settled: within 5 % from some step to the end. A window has {tokens:,} tokens; their noise is in
+its S.
 
-{
-        table(
-            "law | text | last within 5 % | mean within 5 % | worst error, last | worst overshoot"
-            " | settled | median settling step | runs that touched a bound of lambda",
-            sums,
-        )
-    }
+{table(SUM_COLUMNS, sums)}
 
-Every run:
-
-{
-        table(
-            "law | text | S* | seed | S, last | error, last | error, mean | overshoot"
-            " | settled at step | lambda, last | lambda, range",
-            runs,
-        )
-    }
-
-{setup(result["provenance"]["config"])} Not measured: other learning rates, gains, intervals, ranks,
+{every}{setup(result["provenance"]["config"])} Not measured: other learning rates, gains, ranks,
 batch sizes and priors; longer runs.
 
 {origin(result["provenance"])}"""
@@ -156,6 +182,7 @@ batch sizes and priors; longer runs.
 
 def demo_sweep(result: dict[str, Any]) -> str:
     demo = result["demo"]
+    saved = f"{demo['saved_bpt']:.3f} ({demo['saved_low']:.3f} to {demo['saved_high']:.3f})"
     fixed = [run for run in result["runs"] if run["target_s"] is None]
     best_last = min(run["held_out_bpt_last"] for run in fixed)
     best = min(run["held_out_bpt_best"] for run in fixed)
@@ -189,14 +216,15 @@ block of context where the document has it.
         )
     }
 
-The demo itself: {demo["base_bpt"]:.3f} BPT before, {demo["adapter_bpt"]:.3f} after,
-{demo["saved_bpt"]:.3f} saved (95 % interval {demo["saved_low"]:.3f} to {
-        demo["saved_high"]:.3f}, files
-resampled), better on {demo["wins"]} of {demo["documents"]} files; in bits per byte
-{demo["base_bpb"]:.3f} and {demo["adapter_bpb"]:.3f}.
+The base and the demo's adapter: {demo["base_bpt"]:.3f} and {demo["adapter_bpt"]:.3f} BPT;
+{saved} saved (95 % interval, files resampled), better on {demo["wins"]} of
+{demo["documents"]} files; {demo["base_bpb"]:.3f} and {demo["adapter_bpb"]:.3f} bits per byte.
 
-{setup(result["provenance"]["config"])} One seed. The set point and sigma were chosen on these same
-held-out files.
+{
+        setup(result["provenance"]["config"])
+    } At fixed lambda, S and the training BPT are read from windows
+of 10 steps. One seed. The set point and sigma were chosen on these same held-out files. Not
+measured: other seeds, lambdas between these and beyond.
 
 {origin(result["provenance"])}"""
 
@@ -234,7 +262,8 @@ def cost(result: dict[str, Any]) -> str:
 {table("criterion | measured | ", criteria)}
 
 The two trainers took turns step by step in one process; {result["runs"][0]["steps"]} steps of each
-were counted per pair, data loading and logging included. Median over pairs, and the range:
+were counted per pair, data loading and logging included. The allocator was told to keep what it
+has, since page faults make even two equal trainers differ. Median over pairs, and the range:
 
 {
         table(
@@ -253,6 +282,12 @@ back. Not measured: other models and batch sizes, GPUs, several processes, the p
 
 SECTIONS: dict[str, Callable[[dict[str, Any]], str]] = {
     "tracking": tracking,
+    "tracking_interval10": partial(
+        tracking,
+        title="Tracking with the first defaults: not enough",
+        intro=FIRST_TRACKING_INTRO,
+        all_runs=False,
+    ),
     "cost": cost,
     "demo_sweep": demo_sweep,
 }

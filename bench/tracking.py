@@ -17,6 +17,8 @@ from bench.common import ROOT, WORK, Job, Outcome, provenance, quiet, run_all, w
 CONFIG = ROOT / "bench" / "tracking.yaml"
 TARGETS = (0.05, 0.1, 0.2)
 SEEDS = (0, 1, 2)
+LAWS = ("positional", "multiplicative")
+"""The first at every set point with every seed, the other at the second with the first seed."""
 TEXT_TOKENS = 100_000
 TOLERANCE = 0.05
 """S is at the set point when it is within this fraction of it."""
@@ -78,6 +80,7 @@ def summary(rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
         "within": sum(abs(r["error_last"]) <= TOLERANCE for r in runs),
         "within_mean": sum(abs(r["error_end_mean"]) <= TOLERANCE for r in runs),
         "worst_error": max(abs(r["error_last"]) for r in runs),
+        "worst_error_mean": max(abs(r["error_end_mean"]) for r in runs),
         "arrived": len(overshoots),
         "worst_overshoot": max(overshoots, default=None),
         "settled": len(settled),
@@ -117,52 +120,68 @@ def first_documents(source: str, file: Path, tokens: int) -> str:
     return str(file)
 
 
+def jobs_of(texts: dict[str, str], options: argparse.Namespace) -> tuple[list[Job], list[Job]]:
+    """The runs without regularization, one per text, and those at a set point."""
+
+    def job(name: str, source: str, *sets: str) -> Job:
+        return Job(name, CONFIG, (*options.set, f"data.train_data={source}", *sets))
+
+    free = [job(f"{name}-free", source, "scu.actuator=none") for name, source in texts.items()]
+    held = [
+        job(
+            f"{name}-{law}-{target:g}-{seed}",
+            source,
+            f"scu.law={law}",
+            f"scu.target_s={target}",
+            f"training.seed={seed}",
+        )
+        for law in options.laws
+        for name, source in texts.items()
+        for target in (options.targets if law == LAWS[0] else options.targets[1:2])
+        for seed in (options.seeds if law == LAWS[0] else options.seeds[:1])
+    ]
+    return free, held
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--text", action="append", default=[], metavar="NAME=PATH")
     parser.add_argument("--tokens", type=int, default=TEXT_TOKENS, help="of each given text")
     parser.add_argument("--targets", type=float, nargs="+", default=TARGETS)
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
+    parser.add_argument("--laws", nargs="+", default=LAWS, choices=LAWS)
     parser.add_argument("--set", action="append", default=[], help="section.key=value")
-    parser.add_argument("--work", type=Path, default=WORK / "tracking")
+    parser.add_argument("--result", default="tracking", help="bench/results/RESULT.json")
+    parser.add_argument("--work", type=Path, help="folder of the runs; runs/bench/RESULT")
     parser.add_argument("--only-look", action="store_true", help="print, write no result")
     options = parser.parse_args()
     quiet()
+    work = options.work or WORK / options.result
     texts = {"stdlib-train": "stdlib:train"}
     for given in options.text:
         name, _, source = given.partition("=")
-        file = options.work / "texts" / f"{name}.jsonl"
-        texts[name] = first_documents(source, file, options.tokens)
+        texts[name] = first_documents(source, work / "texts" / f"{name}.jsonl", options.tokens)
 
-    def job(name: str, source: str, *sets: str) -> Job:
-        return Job(name, CONFIG, (*options.set, f"data.train_data={source}", *sets))
-
-    free = [job(f"{name}-free", source, "scu.actuator=none") for name, source in texts.items()]
-    held, other = [], []
-    for name, source in texts.items():
-        for target in options.targets:
-            sets = (f"scu.target_s={target}",)
-            for seed in options.seeds:
-                run = f"{name}-{target:g}-{seed}"
-                held.append(job(run, source, *sets, f"training.seed={seed}"))
-            law = "scu.law=multiplicative"
-            other.append(job(f"{name}-{target:g}-multiplicative", source, *sets, law))
-
-    outcomes = run_all(free + held + other, options.work)
-    free_s = {o.settings["data"]["train_data"]: o.trace["s"][-1] for o in outcomes[: len(free)]}
-    rows = [row(o, free_s[o.settings["data"]["train_data"]]) for o in outcomes[len(free) :]]
+    free, held = jobs_of(texts, options)
+    outcomes = run_all(free + held, work)
+    free_outcomes, held_outcomes = outcomes[: len(free)], outcomes[len(free) :]
+    free_s = {o.settings["data"]["train_data"]: o.trace["s"][-1] for o in free_outcomes}
     unregularized = [
         {"text": o.settings["data"]["train_data"], "s_last": o.trace["s"][-1], "trace": o.trace}
-        for o in outcomes[: len(free)]
+        for o in free_outcomes
     ]
+    rows = [row(o, free_s[o.settings["data"]["train_data"]]) for o in held_outcomes]
     found = summaries(rows)
     for line in found:
         print(json.dumps(line))
     if not options.only_look:
-        result = {"provenance": provenance(outcomes[len(free) :] + outcomes[: len(free)])}
-        write_result(
-            "tracking", result | {"summary": found, "unregularized": unregularized, "runs": rows}
-        )
+        result = {
+            "provenance": provenance(held_outcomes + free_outcomes),
+            "summary": found,
+            "unregularized": unregularized,
+            "runs": rows,
+        }
+        write_result(options.result, result)
 
 
 if __name__ == "__main__":
