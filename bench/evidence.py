@@ -72,7 +72,8 @@ def origin(provenance: dict[str, Any]) -> str:
     return (
         f"Measured {provenance['date']}, written at commit `{provenance['commit'][:12]}`"
         f"{' with uncommitted changes' if provenance['dirty'] else ''}; SHA-256 of the library's "
-        f"source as the runs loaded it {short['scu_sha256']}, of the base model {short['base_sha256']}; "
+        f"source as the runs loaded it {short['scu_sha256']}, "
+        f"of the base model {short['base_sha256']}; "
         f"{provenance['cpus']} CPUs, {provenance['threads_per_run']} thread per run, "
         f"{provenance['runs_at_a_time']} at a time; Python {provenance['python']}, "
         + ", ".join(f"{name} {number}" for name, number in provenance["versions"].items())

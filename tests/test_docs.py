@@ -1,11 +1,13 @@
 """What the documents say must be so."""
 
 import ast
+import json
 import re
 import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 from scu.config_file import load
 
@@ -33,6 +35,21 @@ def test_the_file_tree_names_every_file_once():
         if not name.startswith(("scu/base/", "bench/results/")) and Path(name).name != "__init__.py"
     }
     assert sorted(listed) == sorted(own - {".gitignore"})
+
+
+def test_no_placeholder_is_left():
+    assert "@@" not in README
+
+
+def test_the_figures_of_the_demo_are_those_of_the_recorded_sweep():
+    results = json.loads((ROOT / "bench/results/demo_sweep.json").read_text(encoding="utf-8"))
+    last = {run["name"]: run["held_out_bpt_last"] for run in results["runs"]}
+    fixed = [bpt for name, bpt in last.items() if name.startswith("fixed")]
+    demo = yaml.safe_load((ROOT / "configs/demo.yaml").read_text(encoding="utf-8"))
+    assert f"ends at {last['fixed-0']:.2f} bits per token" in README
+    assert f"fixed lambdas ends at {min(fixed):.2f}" in README
+    adapter = f"{last['s-' + format(demo['scu']['target_s'], 'g')]:.4f}"
+    assert re.search(rf"bits per token . +[\d.]+ . +{adapter} ", README)
 
 
 def test_python_blocks_parse_and_import_what_exists():
