@@ -194,11 +194,12 @@ def test_training_shows_its_notes_its_windows_and_what_came_of_it(scu, engine, r
     assert done.code == 0
     assert done.err == ""
     lines = done.out.splitlines()
-    assert lines[:2] == engine.notes
-    assert lines[2].startswith("controller: S* = 15.00%, kp 0.8 and ki 0.15 per window of 10 steps")
-    assert lines[3].split()[0] == "step"
-    assert [line.split()[0] for line in lines[4:6]] == ["10", "20"]
-    assert lines[6:] == [
+    assert lines[0] == "loading train.jsonl and embedded ..."
+    assert lines[1:3] == engine.notes
+    assert lines[3].startswith("controller: S* = 15.00%, kp 0.8 and ki 0.15 per window of 5 steps")
+    assert lines[4].split()[0] == "step"
+    assert [line.split()[0] for line in lines[5:7]] == ["10", "20"]
+    assert lines[7:] == [
         "",
         "stopped   steps done, after 1:05",
         "S         14.90%, S* = 15.00% (-0.7%)",

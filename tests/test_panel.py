@@ -112,7 +112,7 @@ def test_a_narrow_terminal_crops_and_never_wraps():
 
 
 def test_before_the_first_window_the_panel_says_what_it_waits_for():
-    assert "waiting for the first window of 10 steps" in drawn()
+    assert f"waiting for the first window of {SETTINGS.control_interval} steps" in drawn()
 
 
 @pytest.mark.parametrize(
