@@ -30,7 +30,9 @@ def check_output(output: Path, *, overwrite: bool) -> None:
         with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
-        raise OutputError(f"cannot write to the output folder {output}: {error}") from error
+        raise OutputError(
+            f"cannot write to the output folder {output}: {error.strerror or error}"
+        ) from error
 
 
 def remove_old_run(output: Path) -> None:
