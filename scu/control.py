@@ -107,8 +107,11 @@ class ControlSettings:
         """The deadband, but never wider than half the stop tolerance.
 
         0.003 is 10 % of S* = 3 % and 60 % of S* = 0.5 %: inside such a band lambda would rest while
-        S is still off target, and no equilibrium could be told from a pause.
+        S is still off target, and no equilibrium could be told from a pause. The multiplicative
+        law, kept as it was published, takes the deadband as it is.
         """
+        if self.law == "multiplicative":
+            return self.deadband
         return min(self.deadband, 0.5 * STOP_TOLERANCE * self.target_s)
 
 
@@ -205,7 +208,7 @@ def _update_multiplicative(
     average = _average(state.average, s, settings.ema)
     error = average - settings.target_s
     state = replace(state, s=s, average=average, error=error)
-    if abs(error) <= settings.deadband:
+    if abs(error) <= settings.effective_deadband:
         return replace(state, at_rest=True)
     integral = state.integral + error
     log_lam = math.log(state.lam) + settings.kp * error + settings.ki * integral

@@ -179,7 +179,7 @@ def _exit_code(stop_reason: str) -> int:
 
 def _controller_line(settings: ControlSettings) -> str:
     deadband = f"deadband {settings.deadband:.3%}"
-    if settings.law == "positional" and settings.effective_deadband < settings.deadband:
+    if settings.effective_deadband < settings.deadband:
         deadband = (
             f"deadband {settings.effective_deadband:.3%} (narrowed from {settings.deadband:.3%}: "
             f"half of the {STOP_TOLERANCE:.0%} of S* that count as on target)"

@@ -190,7 +190,7 @@ def _rate(tokens_per_sec: float) -> str:
 
 
 def _s_text(s: float, settings: ControlSettings) -> Text:
-    band = _deadband(settings)
+    band = settings.effective_deadband
     where, style = "not measured", "bold red"
     if math.isfinite(s):
         off = s - settings.target_s
@@ -205,7 +205,7 @@ def _s_scale(s: float, settings: ControlSettings) -> Text:
     """S between 0 and 2 S*: S* in the middle, the deadband in brackets, > where S is beyond."""
     top = 2.0 * settings.target_s
     middle = SCALE_CELLS // 2
-    half = min(max(1, round(_deadband(settings) / top * (SCALE_CELLS - 1))), middle)
+    half = min(max(1, round(settings.effective_deadband / top * (SCALE_CELLS - 1))), middle)
     cells = [_LINE] * SCALE_CELLS
     cells[middle - half], cells[middle], cells[middle + half] = "[", _TARGET, "]"
     return _marked(cells, s / top, low="0", high=percent(top))
@@ -263,8 +263,3 @@ def _state_text(record: StepRecord) -> Text:
         (state + skipped, "bold yellow" if record.held else ""),
         f"   {record.verdict}" if record.verdict else "",
     )
-
-
-def _deadband(settings: ControlSettings) -> float:
-    """The band in which lambda rests under the law in use."""
-    return settings.effective_deadband if settings.law == "positional" else settings.deadband

@@ -162,6 +162,10 @@ def test_the_deadband_is_never_wider_than_half_the_stop_tolerance():
     assert ControlSettings(target_s=0.5).effective_deadband == 0.003
 
 
+def test_the_multiplicative_law_keeps_its_deadband_as_given():
+    assert ControlSettings(target_s=0.005, law="multiplicative").effective_deadband == 0.003
+
+
 def test_zero_gains_leave_lambda_where_it_starts():
     settings = ControlSettings(target_s=0.1, kp=0.0, ki=0.0, lambda_init=0.7)
     state = start(settings)

@@ -168,15 +168,20 @@ MARKED = (
 )
 
 
-@pytest.mark.parametrize(("template", "turns"), [(MARKED, 2), (CHAT, 1)])
-def test_in_chats_assistant_turns_carry_loss_or_the_last_one_where_unmarked(
-    tmp_path, config_file, tiny_base, template, turns
-):
+def chat_base(tmp_path, tiny_base, template):
     folder = tmp_path / "chat-base"
     AutoModelForCausalLM.from_pretrained(tiny_base).save_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(tiny_base)
     tokenizer.chat_template = template
     tokenizer.save_pretrained(folder)
+    return folder, tokenizer
+
+
+@pytest.mark.parametrize(("template", "turns"), [(MARKED, 2), (CHAT, 1)])
+def test_in_chats_assistant_turns_carry_loss_or_the_last_one_where_unmarked(
+    tmp_path, config_file, tiny_base, template, turns
+):
+    folder, tokenizer = chat_base(tmp_path, tiny_base, template)
     chat = [
         {"role": "user", "content": "hi"},
         {"role": "assistant", "content": "yes"},
@@ -201,11 +206,7 @@ def test_in_chats_assistant_turns_carry_loss_or_the_last_one_where_unmarked(
 
 @pytest.mark.parametrize("turns", [["assistant"], ["user", "assistant", "user"]])
 def test_unmarked_chats_must_end_with_an_answer(tmp_path, config_file, tiny_base, turns):
-    folder = tmp_path / "chat-base"
-    AutoModelForCausalLM.from_pretrained(tiny_base).save_pretrained(folder)
-    tokenizer = AutoTokenizer.from_pretrained(tiny_base)
-    tokenizer.chat_template = CHAT
-    tokenizer.save_pretrained(folder)
+    folder, _ = chat_base(tmp_path, tiny_base, CHAT)
     chat = [{"role": role, "content": "x"} for role in turns]
     data = write_rows(tmp_path / "chats.jsonl", [{"messages": chat}])
     sets = (f"data.train_data={data}", f"model.base_model={folder}", "data.val_fraction=0")

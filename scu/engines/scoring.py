@@ -55,9 +55,7 @@ def evaluate_adapter(folder: Path, *, data: str | None = None) -> Comparison:
     documents = load_documents(data) if data is not None else _held_out(config, folder)
     tokenizer = load_tokenizer(config.model)
     model = load_adapter(folder, config.model)
-    context = min(
-        config.training.block_size, getattr(model.config, "max_position_embeddings", 10**9)
-    )
+    context = config.training.block_size  # within the model's positions: preflight saw to it
     tokenized = tokenize(documents, tokenizer)
     with model.disable_adapter():
         base = score(model, tokenized, context=context)

@@ -107,7 +107,8 @@ def prepare(config: RunConfig, output: Path, *, overwrite: bool = False) -> Run:
 def train(run: Run, *, on_record: Callable[[StepRecord], None] | None = None) -> dict[str, Any]:
     """Train, save the adapter and return the run's metadata, which says why it stopped.
 
-    Ctrl-C (or SIGTERM) ends the run after the current step and saves; a second one ends it at once.
+    Ctrl-C (or SIGTERM) ends the run after the current step and saves; the same again ends it at
+    once.
     """
     is_main = run.trainer.is_world_process_zero()
     started_sec = time.monotonic()
