@@ -95,9 +95,12 @@ def _remembered(job: Job, work: Path) -> Outcome:
 
 def _key(job: Job) -> str:
     config = load(job.config, sets=job.sets)
-    parts = [config.model_dump_json(), str(job.score_every), file_sha256(BASE)]
-    source = Path(config.data.train_data)
-    parts += [file_sha256(source)] if source.is_file() else []
+    # What is set, and not what it resolves to: defaults belong to the code.
+    parts = [job.config.read_text(encoding="utf-8"), *job.sets, str(job.score_every)]
+    parts += [file_sha256(BASE)]
+    for source in (config.data.train_data, config.data.val_data):
+        if source is not None and Path(source).is_file():
+            parts.append(file_sha256(Path(source)))
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
@@ -113,8 +116,8 @@ def _run(job: Job, folder: Path) -> Outcome:
     run = torch_engine.prepare(config, folder, overwrite=True)
     scorer = HeldOutScorer(run, every=job.score_every)
     metadata = torch_engine.train(run)
-    if metadata["stop_reason"] != "steps done":
-        raise RuntimeError(f"{job.name}: {metadata['stop_reason']}; not remembered, run it again")
+    if metadata["stop_reason"] == "interrupted":
+        raise RuntimeError(f"{job.name}: interrupted; not remembered, run it again")
     for part in metadata["data"].values():
         part["source"] = name_of(part["source"])
     settings = config.model_dump(mode="json", exclude={"output"})
@@ -169,6 +172,30 @@ def code_state() -> dict[str, Any]:
         "versions": {name: version(name) for name in PACKAGES},
         "cpus": os.cpu_count(),
     }
+
+
+def write_documents(source: str, file: Path, *, tokens: int, after: int = 0) -> str:
+    """Write documents of a source, about so many tokens, as plain text; the path.
+
+    They follow the first `after` tokens' documents.
+    """
+    from scu.config import Model
+    from scu.data import load_documents
+    from scu.engines.loading import load_tokenizer
+    from scu.formats import document_text
+
+    tokenizer = load_tokenizer(Model(base_model="embedded"))
+    lines, total = [], 0
+    for document in load_documents(source).rows:
+        text = document_text(document)
+        total += len(tokenizer(text)["input_ids"])
+        if total > after + tokens:
+            break
+        if total > after:
+            lines.append(json.dumps({"text": text}) + "\n")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(lines), encoding="utf-8")
+    return str(file)
 
 
 def write_result(name: str, result: dict[str, Any]) -> None:

@@ -12,7 +12,17 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-from bench.common import ROOT, WORK, Job, Outcome, provenance, quiet, run_all, write_result
+from bench.common import (
+    ROOT,
+    WORK,
+    Job,
+    Outcome,
+    provenance,
+    quiet,
+    run_all,
+    write_documents,
+    write_result,
+)
 
 CONFIG = ROOT / "bench" / "tracking.yaml"
 TARGETS = (0.05, 0.1, 0.2)
@@ -100,26 +110,6 @@ def summaries(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def first_documents(source: str, file: Path, tokens: int) -> str:
-    """Write the first documents of a source, about so many tokens, as plain text; the path."""
-    from scu.config_file import load
-    from scu.data import load_documents
-    from scu.engines.loading import load_tokenizer
-    from scu.formats import document_text
-
-    tokenizer = load_tokenizer(load(CONFIG).model)
-    lines, total = [], 0
-    for document in load_documents(source).rows:
-        text = document_text(document)
-        total += len(tokenizer(text)["input_ids"])
-        if total > tokens:
-            break
-        lines.append(json.dumps({"text": text}) + "\n")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text("".join(lines), encoding="utf-8")
-    return str(file)
-
-
 def jobs_of(texts: dict[str, str], options: argparse.Namespace) -> tuple[list[Job], list[Job]]:
     """The runs without regularization, one per text, and those at a set point."""
 
@@ -160,7 +150,7 @@ def main() -> None:
     texts = {"stdlib-train": "stdlib:train"}
     for given in options.text:
         name, _, source = given.partition("=")
-        texts[name] = first_documents(source, work / "texts" / f"{name}.jsonl", options.tokens)
+        texts[name] = write_documents(source, work / "texts" / f"{name}.jsonl", tokens=options.tokens)
 
     free, held = jobs_of(texts, options)
     outcomes = run_all(free + held, work)

@@ -28,6 +28,8 @@ from pydantic_core import PydanticCustomError
 
 from scu.control import ActuatorKind, ControlSettings, PriorMean
 
+StopRule = Literal["equilibrium", "guide", "never"]
+
 _BASE = ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
@@ -132,6 +134,8 @@ class Scu(ControlSettings):
     """init: the adapter as drawn, so that S starts at 0. zero: the guide's published runs."""
     actuator: ActuatorKind = "prox"
     """How lambda reaches the weights; none measures S and leaves lambda without effect."""
+    stop: StopRule = "equilibrium"
+    """What ends training before its steps are done."""
 
     _checked_kinds = field_validator("*", mode="before")(_lax)
 

@@ -40,6 +40,9 @@ class StepRecord:
     """Before clipping, of the window's last step."""
     penalty_grad_ratio: float | None
     """Norm of the penalty's gradient over grad_norm: what lambda can do beside the data."""
+    shrink_rate: float | None = None
+    """Share of ParamBPT that lambda's pull removes in one optimizer step; 0: no pull arrives. Its
+    inverse is the plant's time constant in steps. None where the engine cannot tell."""
     tokens_per_sec: float
     elapsed_sec: float
     eval_bpt: float | None = None
@@ -54,7 +57,7 @@ class StepRecord:
 
 _FIELDS = frozenset(field.name for field in fields(StepRecord))
 _NUMBERS = frozenset(f.name for f in fields(StepRecord)) - {"held", "verdict"}
-_NULLABLE = frozenset({"grad_norm", "penalty_grad_ratio", "eval_bpt"})
+_NULLABLE = frozenset({"grad_norm", "penalty_grad_ratio", "shrink_rate", "eval_bpt"})
 
 
 class TraceWriter:

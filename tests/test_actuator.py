@@ -108,7 +108,7 @@ def test_read_sums_delta_squared_over_all_parameter_groups():
         [{"params": [a], "lr": 0.1}, {"params": [b], "lr": 0.01}, {"params": []}], weight_decay=0.0
     )
     actuator = Actuator(optimizer, {"lora_A": a, "lora_B": b})
-    assert actuator.read() == (0.0, 0, 0)
+    assert actuator.read() == (0.0, 0.0, 0, 0)
     with torch.no_grad():
         a.add_(0.5)
         b.sub_(2.0)
@@ -136,11 +136,11 @@ def test_a_step_without_a_finite_gradient_changes_nothing_and_is_counted(fused, 
     step_with(optimizer, [w], [torch.tensor([1.0, poison, 0.0, 0.0])])
     step_with(optimizer, [w], [torch.tensor([1.0, poison, 0.0, 0.0])])
     assert torch.equal(w.detach(), before)
-    assert actuator.read()[1:] == (2, 2)
+    assert actuator.read()[2:] == (2, 2)
     step_with(optimizer, [w], good)
     assert torch.isfinite(w).all()
     assert not torch.equal(w.detach(), before)
-    assert actuator.read()[1:] == (0, 0)
+    assert actuator.read()[2:] == (0, 0)
 
 
 def test_steps_without_any_gradient_are_no_steps():
@@ -149,7 +149,7 @@ def test_steps_without_any_gradient_are_no_steps():
     actuator = Actuator(optimizer, {"lora_A": w}, kind="gradient")
     actuator.pull = 1.0
     optimizer.step()
-    assert actuator.read() == (0.0, 0, 0)
+    assert actuator.read() == (0.0, 0.0, 0, 0)
 
 
 def test_a_weight_without_a_gradient_gets_no_penalty_gradient():
@@ -162,14 +162,33 @@ def test_a_weight_without_a_gradient_gets_no_penalty_gradient():
     assert torch.equal(b.detach(), before)
 
 
-def test_the_median_gain_is_one_over_the_root_of_the_second_moment():
-    w = weight(50)
-    optimizer = adam(w, betas=(0.9, 0.9))
-    actuator = Actuator(optimizer, {"lora_A": w})
-    assert actuator.median_gain() == 0.0
-    for _ in range(3):
-        step_with(optimizer, [w], [torch.full((50,), 0.25)])
-    assert actuator.median_gain() == pytest.approx(4.0, rel=1e-4)
+@pytest.mark.parametrize("kind", ["prox", "gradient"])
+def test_the_shrink_rate_is_what_the_pull_takes_off_the_distance_in_a_step(kind):
+    """Once the gradients are silent, the distance falls by this rate and nothing else."""
+    w = nn.Parameter(torch.zeros(50))
+    sgd = kind == "gradient"
+    optimizer = torch.optim.SGD([w], lr=0.01) if sgd else adam(w, betas=(0.0, 0.9999))
+    actuator = Actuator(optimizer, {"lora_A": w}, kind=kind)
+    step_with(optimizer, [w], [weight(50, seed=3).detach()])
+    if not sgd:
+        optimizer.state[w]["step"] += 1e6  # so that the second moment's correction rests
+    actuator.pull = 0.001 if not sgd else 0.05
+    step_with(optimizer, [w], [torch.zeros(50)])
+    before, rate, _, _ = actuator.read()
+    step_with(optimizer, [w], [torch.zeros(50)])
+    assert 1.0 - actuator.read().sum_sq / before == pytest.approx(rate, rel=0.02)
+    assert rate > 1e-4
+
+
+def test_the_shrink_rate_is_zero_without_a_pull_and_unknown_without_a_known_metric():
+    w = weight(4)
+    optimizer = torch.optim.Adagrad([w], lr=0.1)
+    actuator = Actuator(optimizer, {"lora_A": w}, kind="gradient", prior_mean="zero")
+    assert actuator.read().shrink_rate == 0.0
+    actuator.pull = 1.0
+    step_with(optimizer, [w], [torch.ones(4)])
+    assert actuator.read().shrink_rate is None
+    assert actuator.read().shrink_rate == 0.0  # no step since: nothing pulled
 
 
 def test_a_removed_actuator_leaves_the_optimizer_alone():

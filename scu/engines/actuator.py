@@ -17,9 +17,10 @@ before it can poison the weights. With a fused optimizer nothing reads from the 
 step; read() does, once per window. (Without one, whether to skip is read at every step.)
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -74,6 +75,21 @@ class _Group:
     """theta0, weight by weight; None stands for zeros."""
 
 
+class Reading(NamedTuple):
+    """What Actuator.read found."""
+
+    sum_sq: float
+    """Of Delta, over all weights."""
+    shrink_rate: float | None
+    """Share of sum_sq that lambda's pull removes in one step, at its present strength: 2 sum(k
+    Delta^2) / sum_sq, to first order in k. 0 where nothing pulls, None where the optimizer's metric
+    is not known."""
+    skipped: int
+    """Steps skipped since the last read."""
+    streak: int
+    """Steps skipped in a row, up to now."""
+
+
 class Actuator:
     """Applies lambda at every step of an optimizer, and skips steps that are not finite.
 
@@ -109,7 +125,8 @@ class Actuator:
         self._hooks = [optimizer.register_step_pre_hook(self._before_step)]
         if kind == "prox":
             self._hooks.append(optimizer.register_step_post_hook(self._shrink))
-        self._adds_gradient = kind == "gradient"
+        self._kind = kind
+        self._acted = False  # since the last read
 
     def remove(self) -> None:
         """Take the hooks off the optimizer."""
@@ -119,43 +136,42 @@ class Actuator:
             del self._optimizer.found_inf
 
     @torch.no_grad()
-    def read(self) -> tuple[float, int, int]:
-        """Sum of Delta^2, steps skipped since the last read, and in a row: one device read."""
+    def read(self) -> Reading:
+        """What the window did, with one read from the device."""
         device = self._finite.device
-        norms = [
-            norm.to(device)
+        deltas = [
+            group.weights if group.prior is None else torch._foreach_sub(group.weights, group.prior)
             for group in self._groups
-            for norm in torch._foreach_norm(
-                group.weights
-                if group.prior is None
-                else torch._foreach_sub(group.weights, group.prior)
-            )
+        ]
+        norms = [norm.to(device) for delta in deltas for norm in torch._foreach_norm(delta)]
+        pulled = [
+            norm.to(device)
+            for group, delta in zip(self._groups, deltas, strict=True)
+            for norm in self._pulled(group, list(delta))
         ]
         sum_sq = torch.stack(norms).square().sum()
-        values = torch.stack([sum_sq, self._skipped, self._streak]).tolist()
+        removed = torch.stack(pulled).square().sum() if pulled else torch.zeros((), device=device)
+        values = torch.stack([sum_sq, removed, self._skipped, self._streak]).tolist()
         self._skipped.zero_()
-        return values[0], int(values[1]), int(values[2])
+        known = self._kind == "none" or not self._acted or bool(pulled)
+        self._acted = False
+        rate = 2.0 * values[1] / values[0] if values[0] > 0.0 else 0.0
+        return Reading(values[0], rate if known else None, int(values[2]), int(values[3]))
 
-    @torch.no_grad()
-    def median_gain(self) -> float:
-        """Median over weights of 1 / (sqrt(v_hat) + eps): the shrink per unit of lr * c.
-
-        0 for an optimizer without a second moment.
-
-        From about a thousand evenly spaced elements of each matrix: enough for an authority
-        estimate.
-        """
-        gains = []
-        for group in self._groups:
-            for weight in group.weights:
-                state = self._optimizer.state[weight]
-                if "exp_avg_sq" in state:
-                    root = state["exp_avg_sq"].flatten()
-                    root = (
-                        root[:: max(1, len(root) // 1000)].sqrt() / self._bias(group, state).sqrt()
-                    )
-                    gains.append((root + group.options["eps"]).reciprocal())
-        return float(torch.cat(gains).median()) if gains else 0.0
+    def _pulled(self, group: _Group, delta: list[Tensor]) -> Sequence[Tensor]:
+        """Norms of sqrt(k) Delta, where a step takes Delta to (1 - k) Delta; empty if unknown."""
+        strength = group.options["lr"] * self.pull
+        states = [self._optimizer.state[weight] for weight in group.weights]
+        if not self._acted:  # an optimizer that never called the hooks is not being pulled
+            return []
+        if isinstance(self._optimizer, torch.optim.SGD):
+            return torch._foreach_norm(torch._foreach_mul(delta, math.sqrt(strength)))
+        moved = [i for i, state in enumerate(states) if "exp_avg_sq" in state]
+        if not moved:
+            return []
+        k = self._coefficients(group, [states[i] for i in moved], strength)
+        torch._foreach_sqrt_(k)
+        return torch._foreach_norm(torch._foreach_mul(k, [delta[i] for i in moved]))
 
     @staticmethod
     def _bias(group: _Group, state: dict[str, Any]) -> Tensor:
@@ -181,10 +197,11 @@ class Actuator:
             for weight in self._members:
                 weight.grad = None  # no gradient, no step
             return
-        if self._adds_gradient and self.pull > 0.0:
+        if self._kind == "gradient" and self.pull > 0.0:
             self._add_penalty()
 
     def _add_penalty(self) -> None:
+        self._acted = True
         for group in self._groups:
             for i, weight in enumerate(group.weights):
                 if weight.grad is not None:
@@ -195,6 +212,7 @@ class Actuator:
     def _shrink(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         if self.pull == 0.0:
             return
+        self._acted = True
         for group in self._groups:
             states = [optimizer.state[w] for w in group.weights]
             if all(states):
@@ -213,20 +231,27 @@ class Actuator:
         prior: list[Tensor] | None,
         states: list[dict[str, Any]],
     ) -> None:
-        # k = lr c / (sqrt(v_hat) + eps + lr c), then Delta <- (1 - k) Delta: one buffer in all.
-        # One bias correction for the group: its weights have made the same number of steps. (A
-        # mixture's expert may lag; what that changes fades within 1 / (1 - beta2) steps.)
-        strength = group.options["lr"] * self.pull
-        k = torch._foreach_sqrt([state["exp_avg_sq"] for state in states])
-        torch._foreach_div_(k, self._bias(group, states[0]).sqrt().to(k[0].device))
-        torch._foreach_add_(k, group.options["eps"] + strength)
-        torch._foreach_reciprocal_(k)
-        torch._foreach_mul_(k, self._finite * strength)
+        # Delta <- (1 - k) Delta: one buffer in all.
+        k = self._coefficients(group, states, group.options["lr"] * self.pull)
+        torch._foreach_mul_(k, self._finite)
         if prior is None:
             torch._foreach_neg_(k)
             torch._foreach_addcmul_(weights, weights, k)
         else:
             torch._foreach_lerp_(weights, prior, k)
+
+    def _coefficients(
+        self, group: _Group, states: list[dict[str, Any]], strength: float
+    ) -> list[Tensor]:
+        """k = lr c / (sqrt(v_hat) + eps + lr c), weight by weight; strength is lr c."""
+        # One bias correction for the group: its weights have made the same number of steps. (A
+        # mixture's expert may lag; what that changes fades within 1 / (1 - beta2) steps.)
+        k: list[Tensor] = list(torch._foreach_sqrt([state["exp_avg_sq"] for state in states]))
+        torch._foreach_div_(k, self._bias(group, states[0]).sqrt().to(k[0].device))
+        torch._foreach_add_(k, group.options["eps"] + strength)
+        torch._foreach_reciprocal_(k)
+        torch._foreach_mul_(k, strength)
+        return k
 
 
 def _check(

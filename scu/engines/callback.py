@@ -63,7 +63,8 @@ class ShannonCallback(TrainerCallback):
         self.stop_reason: str | None = None
         self.skipped_steps = 0
         self.authority = 0.0
-        self._lr_sum = 0.0
+        """How many e-folds closer to theta0 lambda_max could have pulled the adapter in this run;
+        below about 0.1 no controller can move S."""
         self._pending: StepRecord | None = None
         self._eval_bpt: float | None = None
 
@@ -87,7 +88,7 @@ class ShannonCallback(TrainerCallback):
             optimizer = optimizer.optimizer
         self.state, self.records = start(self.settings), []
         self.s_at_start = self.stop_reason = self._pending = self._eval_bpt = None
-        self.skipped_steps, self._lr_sum = 0, 0.0
+        self.skipped_steps, self.authority = 0, 0.0
         if self.tokens_per_epoch is None:
             self.tokens_per_epoch = count_loss_tokens(kwargs["train_dataloader"])
         self.tokens_per_pass = self.tokens_per_pass or self.tokens_per_epoch
@@ -100,7 +101,7 @@ class ShannonCallback(TrainerCallback):
             prior_mean=self.prior_mean,
         )
         self._actuator.pull = self._pull(self.settings.lambda_init)
-        self._param_at_start_bpt = self._param_bpt(self._actuator.read()[0])
+        self._param_at_start_bpt = self._param_bpt(self._actuator.read().sum_sq)
         self._is_main = state.is_world_process_zero
         self._last_log_step = self._window_step = 0
         self._window_loss = 0.0
@@ -131,8 +132,6 @@ class ShannonCallback(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._pending is not None:
             self._emit(self._pending)
-        self.authority = self._lr_sum * self._pull(self.settings.lambda_max)
-        self.authority *= 0.0 if self.actuator_kind == "none" else self._actuator.median_gain()
         self._actuator.remove()
 
     def summary(self) -> dict[str, Any]:
@@ -174,21 +173,23 @@ class ShannonCallback(TrainerCallback):
 
     def _close_window(self, state: Any, control: Any, logs: dict[str, Any]) -> None:
         assert self.tokens_per_pass is not None
-        sum_sq, skipped, streak = self._actuator.read()
+        acted = self._actuator.pull
+        sum_sq, shrink_rate, skipped, streak = self._actuator.read()
         steps = state.global_step - self._window_step
         loss_nats = self._window_loss / steps
         param = self._param_bpt(sum_sq)
         if self.s_at_start is None:
             self.s_at_start = _ratio(data_bpt(loss_nats), self._param_at_start_bpt)
         held = self._held_because(state.global_step, loss_nats + param, skipped)
-        acted = self._actuator.pull
         if not held:
             self.state = update(
                 self.state, data_bpt=data_bpt(loss_nats), param_bpt=param, settings=self.settings
             )
             self._actuator.pull = self._pull(self.state.lam)
         self.skipped_steps += skipped
-        self._lr_sum += logs["learning_rate"] * steps
+        if acted > 0.0:
+            strongest = self._pull(self.settings.lambda_max) / acted
+            self.authority += 0.5 * steps * (shrink_rate or 0.0) * strongest
         grad_norm = logs.get("grad_norm")
         now, tokens = time.monotonic(), round(state.epoch * self.tokens_per_pass)
         record = StepRecord(
@@ -203,6 +204,7 @@ class ShannonCallback(TrainerCallback):
             error=self.state.error,
             learning_rate=logs["learning_rate"],
             grad_norm=grad_norm,
+            shrink_rate=shrink_rate,
             penalty_grad_ratio=acted * math.sqrt(sum_sq) / grad_norm if grad_norm else None,
             tokens_per_sec=(tokens - self._window_tokens) / max(now - self._window_sec, 1e-9),
             elapsed_sec=now - self._start_sec,
