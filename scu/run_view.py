@@ -1,0 +1,98 @@
+"""A run as whoever watches it sees it: what stands in its folder, finished or not.
+
+Needs no training framework, and no configuration either: of a lone trace it knows the set point,
+which the controller's own error gives away, and takes the defaults for the rest.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scu.config import RunConfig
+from scu.config_file import load
+from scu.control import ControlSettings
+from scu.errors import DataError
+from scu.metrics import logit
+from scu.trace import StepRecord, read_trace
+
+
+@dataclass(frozen=True)
+class RunView:
+    """What is known of a run."""
+
+    folder: Path
+    """Where it lies; of a lone trace, the folder that holds it."""
+    name: str
+    records: tuple[StepRecord, ...]
+    settings: ControlSettings
+    config: RunConfig | None
+    """None for a lone trace."""
+    start: Mapping[str, Any]
+    """start.json: what was measured before the first step; empty without one."""
+    metadata: Mapping[str, Any] | None
+    """metadata.json; None while the run is not finished."""
+    notes: tuple[str, ...]
+    """What had to be assumed, one line each."""
+
+    @property
+    def steps(self) -> int | None:
+        """Planned optimizer steps; None where nothing says."""
+        return None if self.config is None else self.config.training.steps
+
+    @property
+    def context_free_bpt(self) -> float | None:
+        """Bits per token of a code that knows how often each token occurs, and nothing else."""
+        value = self.start.get("context_free_bpt")
+        return float(value) if isinstance(value, int | float) else None
+
+
+def read_run(path: Path) -> RunView:
+    """Read a run's folder, or a lone trace file. Raises DataError or ConfigError."""
+    trace = path if path.is_file() else path / "trace.jsonl"
+    if not trace.is_file():
+        raise DataError(f"{path} holds no run: there is no {trace.name} in it")
+    folder, records = trace.parent, tuple(read_trace(trace))
+    file = folder / "config.yaml"
+    config = load(file) if file.is_file() else None
+    notes: tuple[str, ...] = ()
+    if config is not None:
+        settings = config.scu.control
+    else:
+        target = _implied_target(records)
+        if target is None:
+            raise DataError(f"{path}: no config.yaml beside the trace, and no record tells S*")
+        settings = ControlSettings(target_s=target)
+        notes = (f"no config.yaml: S* = {target:.3%} from the trace, default gains and bounds",)
+    return RunView(
+        folder=folder,
+        name=path.stem if path.is_file() else path.resolve().name,
+        records=records,
+        settings=settings,
+        config=config,
+        start=_json(folder / "start.json") or {},
+        metadata=_json(folder / "metadata.json"),
+        notes=notes,
+    )
+
+
+def _implied_target(records: tuple[StepRecord, ...]) -> float | None:
+    """S* from e = logit(S) - logit(S*)."""
+    for record in reversed(records):
+        if not record.held and 0.0 < record.s < 1.0 and math.isfinite(record.error):
+            return float(f"{1.0 / (1.0 + math.exp(record.error - logit(record.s))):.6g}")
+    return None
+
+
+def _json(file: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot read {file}: {error}") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{file}: expected a JSON object, got {type(content).__name__}")
+    return content
