@@ -15,7 +15,7 @@ import subprocess
 import warnings
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -32,7 +32,10 @@ WORKERS = 2
 """Processes, each with one thread: on matrices this small a second thread mostly waits."""
 
 PACKAGES = ("torch", "transformers", "peft", "trl", "accelerate", "datasets", "numpy")
-KEPT = ("data", "authority", "final_lambda", "tokens_per_epoch", "stop_reason")
+KEPT = (
+    *("data", "authority", "final_lambda", "tokens_per_epoch", "stop_reason", "verdict"),
+    "context_free_bpt",
+)
 """What a result keeps of a run's metadata."""
 COLUMNS = ("step", "s", "lam", "data_bpt", "param_bpt")
 """What a result keeps of each control window."""
@@ -47,6 +50,12 @@ class Job:
     sets: tuple[str, ...] = ()
     score_every: int = 0
     """Optimizer steps between scorings of every held-out token; 0: none."""
+    test_data: str = ""
+    """What is scored; empty: the run's own validation data."""
+    schedule: str = ""
+    """Of the learning rate, as transformers names it; empty: the run's own."""
+    branch: bool = False
+    """Also follow the run to where it would have ended itself: see bench.branch."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +73,9 @@ class Outcome:
     """The configuration, by dotted key, without paths."""
     scu_sha256: str
     base_sha256: str
+    branch: dict[str, Any] | None = None
+    evaluations: list[tuple[int, float]] = field(default_factory=list)
+    """(step, bits per validation token), as the trainer evaluated."""
 
 
 def run_all(jobs: Sequence[Job], work: Path, *, workers: int = WORKERS) -> list[Outcome]:
@@ -97,9 +109,9 @@ def _key(job: Job) -> str:
     config = load(job.config, sets=job.sets)
     # What is set, and not what it resolves to: defaults belong to the code.
     parts = [job.config.read_text(encoding="utf-8"), *job.sets, str(job.score_every)]
-    parts += [file_sha256(BASE)]
-    for source in (config.data.train_data, config.data.val_data):
-        if source is not None and Path(source).is_file():
+    parts += [job.schedule, str(job.branch), file_sha256(BASE)]
+    for source in (config.data.train_data, config.data.val_data, job.test_data):
+        if source and Path(source).is_file():
             parts.append(file_sha256(Path(source)))
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
@@ -107,30 +119,41 @@ def _key(job: Job) -> str:
 def _run(job: Job, folder: Path) -> Outcome:
     import torch
 
+    from transformers import SchedulerType
+
+    from bench.branch import Branch
     from bench.scorer import HeldOutScorer
+    from scu.data import load_documents
     from scu.engines import torch_engine
 
     torch.set_num_threads(1)
     code = scu_sha256()
     config = load(job.config, sets=job.sets)
     run = torch_engine.prepare(config, folder, overwrite=True)
-    scorer = HeldOutScorer(run, every=job.score_every)
+    test = load_documents(job.test_data) if job.test_data else None
+    scorer = HeldOutScorer(run, every=job.score_every, documents=test)
+    branch = Branch(run, scorer) if job.branch else None
+    if job.schedule:
+        run.trainer.args.lr_scheduler_type = SchedulerType(job.schedule)
     metadata = torch_engine.train(run)
     if metadata["stop_reason"] == "interrupted":
         raise RuntimeError(f"{job.name}: interrupted; not remembered, run it again")
     for part in metadata["data"].values():
         part["source"] = name_of(part["source"])
+    records = read_trace(folder / "trace.jsonl")
     settings = config.model_dump(mode="json", exclude={"output"})
     for part in ("train_data", "val_data"):
         settings["data"][part] = settings["data"][part] and name_of(settings["data"][part])
     return Outcome(
         name=job.name,
-        trace=columns(read_trace(folder / "trace.jsonl")),
+        trace=columns(records),
         held_out=scorer.scores,
         metadata={key: metadata[key] for key in KEPT},
         settings=settings,
         scu_sha256=code,
         base_sha256=file_sha256(BASE),
+        branch=branch and branch.found,
+        evaluations=[(r.step, r.eval_bpt) for r in records if r.eval_bpt is not None],
     )
 
 

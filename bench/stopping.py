@@ -14,12 +14,13 @@ from bench.common import ROOT, WORK, Job, quiet, run_all, write_documents
 
 CONFIG = ROOT / "bench" / "stopping.yaml"
 SIZES = (25_000, 50_000, 100_000)
-SEEDS = (0, 1, 2, 3, 4)
+STEPS = 700
+SEEDS = (1, 2, 3, 4, 5)
 HELD_OUT_TOKENS = 12_000
-SCORE_EVERY = 50
-CONTROL_SEEDS = (0, 1, 2)
+SCORE_EVERY = 100
+CONTROL_SEEDS = (1, 2)
 CONTROL_SIZE = 50_000
-CONTROL_STEPS = 400
+CONTROL_STEPS = 300
 CONTROLS: dict[str, tuple[str, ...]] = {
     "lambda disconnected": ("scu.actuator=none",),
     "S* above reach": ("scu.target_s=0.3", "scu.prior_sigma=0.1"),
@@ -27,7 +28,11 @@ CONTROLS: dict[str, tuple[str, ...]] = {
     "gains far too high": ("scu.kp=20", "scu.ki=4"),
     "random tokens": (),
     "learning rate 0": ("training.learning_rate=1e-30",),
-    "diverging": ("training.learning_rate=0.3", "training.max_grad_norm=0"),
+    "diverging": (
+        "training.learning_rate=0.1",
+        "training.max_grad_norm=0",
+        "scu.prior_sigma=0.1",
+    ),
 }
 """What is wrong, and the settings that make it so."""
 
@@ -40,6 +45,8 @@ def texts_of(given: list[str], folder: Path) -> dict[str, dict[int | str, str]]:
         own = texts[name] = {}
         for size in SIZES:
             own[size] = write_documents(source, folder / f"{name}-{size}.jsonl", tokens=size)
+        noise = folder / f"random-{len(texts)}.jsonl"
+        own["random"] = random_text(noise, CONTROL_SIZE, seed=len(texts))
         beyond = ("stdlib:held-out", 0) if name == "stdlib" else (source, largest)
         file = folder / f"{name}-held-out.jsonl"
         own["held-out"] = write_documents(
@@ -48,12 +55,12 @@ def texts_of(given: list[str], folder: Path) -> dict[str, dict[int | str, str]]:
     return texts
 
 
-def random_text(file: Path, tokens: int) -> str:
+def random_text(file: Path, tokens: int, seed: int) -> str:
     """Documents of tokens drawn uniformly from the base model's vocabulary; the path."""
     from scu.config import Model
     from scu.engines.loading import load_tokenizer
 
-    tokenizer, draw = load_tokenizer(Model(base_model="embedded")), random.Random(0)
+    tokenizer, draw = load_tokenizer(Model(base_model="embedded")), random.Random(seed)
     printable = [i for i in range(len(tokenizer)) if tokenizer.decode([i]).isprintable()]
     lines = []
     for _ in range(tokens // 500):
@@ -71,19 +78,21 @@ def positive_jobs(texts: dict[str, dict[int | str, str]], seeds: tuple[int, ...]
                 sets = (
                     f"data.train_data={files[size]}",
                     f"data.val_data={files['held-out']}",
+                    "data.val_fraction=null",
                     f"training.seed={seed}",
+                    f"training.steps={STEPS}",
                     "scu.stop=never",
                 )
-                yield Job(f"never-{name}-{size}-{seed}", CONFIG, sets, SCORE_EVERY)
+                yield Job(f"never-{name}-{size}-{seed}", CONFIG, sets, SCORE_EVERY, branch=True)
 
 
 def control_jobs(
-    texts: dict[str, dict[int | str, str]], noise: str, seeds: tuple[int, ...]
+    texts: dict[str, dict[int | str, str]], seeds: tuple[int, ...]
 ) -> Iterator[Job]:
     for seed in seeds:
         for control, wrong in CONTROLS.items():
             for name, files in texts.items():
-                source = noise if control == "random tokens" else files[CONTROL_SIZE]
+                source = files["random" if control == "random tokens" else CONTROL_SIZE]
                 sets = (
                     f"data.train_data={source}",
                     f"training.seed={seed}",
@@ -103,10 +112,9 @@ def main() -> None:
     options = parser.parse_args()
     quiet()
     texts = texts_of(options.text, options.work / "texts")
-    noise = random_text(options.work / "texts" / "random.jsonl", CONTROL_SIZE)
     jobs = [
-        *control_jobs(texts, noise, tuple(options.control_seeds)),
         *positive_jobs(texts, tuple(options.seeds)),
+        *control_jobs(texts, tuple(options.control_seeds)),
     ]
     run_all(jobs, options.work)
 

@@ -18,11 +18,13 @@ def train_scu(
     config: Annotated[Path, typer.Option(help="The run's configuration.")],
     output: cli.Output = None,
     sets: cli.Sets = None,
+    pulse: cli.Pulse = False,
+    stop: cli.Stop = None,
     dry_run: cli.DryRun = False,
     overwrite: cli.Overwrite = False,
 ) -> None:
     """Train a LoRA adapter with S held at its set point."""
-    cli.train(config, output, sets, dry_run, overwrite)
+    cli.train(config, output, sets, pulse, stop, dry_run, overwrite)
 
 
 if __name__ == "__main__":

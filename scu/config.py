@@ -26,9 +26,7 @@ from pydantic.dataclasses import dataclass
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
-from scu.control import ActuatorKind, ControlSettings, PriorMean
-
-StopRule = Literal["equilibrium", "guide", "never"]
+from scu.control import ActuatorKind, ControlSettings, PriorMean, StopRule
 
 _BASE = ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
@@ -135,7 +133,9 @@ class Scu(ControlSettings):
     actuator: ActuatorKind = "prox"
     """How lambda reaches the weights; none measures S and leaves lambda without effect."""
     stop: StopRule = "equilibrium"
-    """What ends training before its steps are done."""
+    """What ends training before its steps are done: see scu.ending."""
+    pulse: StrictBool = False
+    """Move lambda up and down for a while, to prove that S follows it: see scu.pulse."""
 
     _checked_kinds = field_validator("*", mode="before")(_lax)
 
@@ -174,7 +174,12 @@ class Training(_Section):
     warmup_steps: Annotated[int, Field(ge=0), _TENTH] = Field(default_factory=_tenth)
     """The first steps, in which the rate rises from 0."""
     cooldown_steps: Annotated[int, Field(ge=0), _TENTH] = Field(default_factory=_tenth)
-    """The last steps, in which the rate falls to 0 and lambda is held."""
+    """The last steps, in which the rate falls to 0 and lambda is held; fewer in proportion where
+    training ends early."""
+    max_hours: Positive | None = None
+    """Time limit, cooldown included; None: none."""
+    max_tokens: Count | None = None
+    """Limit of the tokens that carry loss, over all epochs, cooldown included; None: none."""
     weight_decay: float = 0.0
     """Nothing but 0."""
     max_grad_norm: Annotated[float, Field(ge=0.0)] = 1.0
@@ -188,7 +193,7 @@ class Training(_Section):
     eval_steps: Count | None = None
     """Optimizer steps between evaluations; None: not while training."""
     save_steps: Count | None = None
-    """Optimizer steps between checkpoints; None: no checkpoints."""
+    """Optimizer steps between checkpoints; None: of the best evaluation only, if there are any."""
     save_total_limit: Count = 2
     """Checkpoints kept."""
     report_to: str | list[str] = "none"

@@ -48,6 +48,10 @@ ActuatorKind = Literal["prox", "gradient", "none"]
 PriorMean = Literal["init", "zero"]
 """theta0: the adapter as it was drawn, or 0."""
 
+StopRule = Literal["equilibrium", "guide", "never"]
+"""What ends a run before its steps are done: a verdict (monitor.py), the scaling guide's three
+signals, or nothing."""
+
 STOP_TOLERANCE = 0.05
 """S counts as on target within this fraction of S*."""
 S_FLOOR = 1e-9

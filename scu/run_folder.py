@@ -9,7 +9,8 @@ from typing import Any
 from scu.errors import OutputError
 
 _RUN_FILES = (
-    *("trace.jsonl", "metadata.json", "config.yaml", "README.md", "eval.json"),
+    *("trace.jsonl", "metadata.json", "start.json", "config.yaml", "README.md", "eval.json"),
+    *("report.html", "run.png"),
     *("adapter_model.safetensors", "adapter_config.json"),
 )
 

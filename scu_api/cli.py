@@ -1,28 +1,26 @@
-"""The command line, `scu`: train an adapter under control, evaluate it, see both in a demo.
+"""The command line, `scu`: train an adapter under control, watch, diagnose and evaluate it.
 
 Exit codes: 0 done, 1 the run failed, 2 bad input (nothing was started), 130 interrupted. What a
 user can mend is a message on stderr, never a traceback. `--help` imports no framework: the engines
 are imported inside the commands.
 """
 
-import logging
 import os
 import sys
-import warnings
-from collections.abc import Iterator
-from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 from rich.console import Console
 
 import scu
-from scu.control import STOP_TOLERANCE, ControlSettings
 from scu.errors import ConfigError, InputError, OutputError, ScuError
 from scu.trace import StepRecord, write_json
-from scu_api.panel import Panel, duration, number, percent
+from scu_api.course import beginning
+from scu_api.libraries import load_engine
+from scu_api.panel import Panel
 from scu_api.scorecard import print_checks, table
+from scu_api.summary import controller_line, summary
 
 if TYPE_CHECKING:
     from scu.config import RunConfig
@@ -32,9 +30,11 @@ if TYPE_CHECKING:
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 DEMO = Path(scu.__file__).parent / "base" / "demo.yaml"
 DEMO_MODEL = "embedded"
-LIBRARIES = r"(torch|transformers|trl|peft|accelerate|datasets|huggingface_hub|bitsandbytes)(\.|$)"
 
 RunFile = Annotated[Path, typer.Argument(metavar="RUN.yaml", help="The run's configuration.")]
+RunFolder = Annotated[
+    Path, typer.Argument(metavar="RUN", help="Folder of a run, finished or not; or its trace.")
+]
 Adapter = Annotated[Path, typer.Argument(metavar="ADAPTER", help="Folder of a finished run.")]
 Output = Annotated[
     Path | None, typer.Option(help="Folder for the adapter; default: output in RUN.yaml.")
@@ -45,6 +45,14 @@ Sets = Annotated[
 ]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Load and check everything, train nothing.")
+]
+Pulse = Annotated[
+    bool,
+    typer.Option("--pulse", help="Measure how S answers lambda; overrides --set scu.pulse."),
+]
+Stop = Annotated[
+    Literal["equilibrium", "guide", "never"] | None,
+    typer.Option(help="What ends training before its steps are done; overrides --set scu.stop."),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a run in the output folder.")]
 EvalData = Annotated[
@@ -98,12 +106,57 @@ def train(
     run: RunFile,
     output: Output = None,
     sets: Sets = None,
+    pulse: Pulse = False,
+    stop: Stop = None,
     dry_run: DryRun = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Train a LoRA adapter with S held at its set point."""
-    config, folder = _load(run, output, sets)
+    flags = ["scu.pulse=true"] if pulse else []
+    flags += [f"scu.stop={stop}"] if stop is not None else []
+    config, folder = _load(run, output, [*(sets or []), *flags])
     raise typer.Exit(_train(config, folder, dry_run=dry_run, overwrite=overwrite))
+
+
+@app.command()
+def watch(
+    run: RunFolder,
+    once: Annotated[bool, typer.Option("--once", help="Print the panel as it stands.")] = False,
+    every: Annotated[
+        float, typer.Option(metavar="SEC", min=0.1, help="Seconds between two looks.")
+    ] = 2.0,
+) -> None:
+    """Show a run as it goes, from another terminal; until it is finished, or Ctrl-C.
+
+    Waits for the trace if the folder is there, and starts again when another run replaces it.
+    """
+    from scu_api.watch import watch as follow
+
+    follow(run, _console(), once=once, every_sec=every)
+
+
+@app.command()
+def diagnose(run: RunFolder, as_json: AsJson = False) -> None:
+    """Say what is wrong with a run and what to change; exit code 1 if something is."""
+    from scu_api import examine
+
+    wrong = examine.diagnose(run, _console(), as_json=as_json)
+    raise typer.Exit(FAILED if wrong else DONE)
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs.")],
+    output: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Where to; needed for several runs. Default: RUN."),
+    ] = None,
+) -> None:
+    """Write a report of a run, or of several side by side: report.html and a picture."""
+    from scu_api import examine
+
+    for path in examine.report(runs, output):
+        typer.echo(path)
 
 
 @app.command("eval")
@@ -144,18 +197,24 @@ def _load(file: Path, output: Path | None, sets: list[str] | None) -> "tuple[Run
 def _train(
     config: "RunConfig", output: Path, *, dry_run: bool = False, overwrite: bool = False
 ) -> int:
-    engine = _engine("torch_engine")
+    engine = load_engine("torch_engine")
     console = _console()
     console.print(f"loading {config.data.train_data} and {config.model.base_model} ...")
     run: Run = engine.prepare(config, output, overwrite=overwrite)
-    for note in [*run.notes, _controller_line(run.callback.settings)]:
+    for note in [*run.notes, controller_line(run.callback.settings)]:
         style = "yellow" if note.startswith("WARNING") else None
         console.print(note, style=style, soft_wrap=True)
     if dry_run:
         console.print("dry run: nothing was trained")
         return DONE
     records: list[StepRecord] = []
-    with Panel(console, settings=run.callback.settings, steps=config.training.steps) as panel:
+    view = beginning(
+        output,
+        run.callback.settings,
+        config,
+        context_free_bpt=run.callback.context_free_bpt,
+    )
+    with Panel(console, view) as panel:
 
         def show(record: StepRecord) -> None:
             records.append(record)
@@ -166,8 +225,14 @@ def _train(
         except KeyboardInterrupt:  # the second Ctrl-C; the first one ends the run and saves
             typer.echo("interrupted; the adapter was not saved", err=True)
             return INTERRUPTED
-    for line in _summary(metadata, records, output):
+    for line in summary(metadata, records, output, budget=config.training.steps):
         console.print(line, soft_wrap=True)
+    if _is_main():
+        from scu_api.examine import report_line
+
+        line = report_line(output)
+        style = "yellow" if line.startswith("WARNING") else None
+        console.print(line, style=style, soft_wrap=True)
     return _exit_code(str(metadata["stop_reason"]))
 
 
@@ -177,37 +242,8 @@ def _exit_code(stop_reason: str) -> int:
     return INTERRUPTED if stop_reason == "interrupted" else DONE
 
 
-def _controller_line(settings: ControlSettings) -> str:
-    deadband = f"deadband {settings.deadband:.3%}"
-    if settings.effective_deadband < settings.deadband:
-        deadband = (
-            f"deadband {settings.effective_deadband:.3%} (narrowed from {settings.deadband:.3%}: "
-            f"half of the {STOP_TOLERANCE:.0%} of S* that count as on target)"
-        )
-    return (
-        f"controller: S* = {percent(settings.target_s)}, kp {settings.kp:g} and ki {settings.ki:g} "
-        f"per window of {settings.control_interval} steps, {deadband}, "
-        f"lambda from {settings.lambda_init:g} within [{settings.lambda_min:g}, "
-        f"{settings.lambda_max:g}]"
-    )
-
-
-def _summary(metadata: dict[str, Any], records: list[StepRecord], output: Path) -> Iterator[str]:
-    low, high = metadata["lambda_range"]
-    s, target = metadata["final_s_ratio"], metadata["target_s"]
-    off = "" if s is None else f" ({s / target - 1.0:+.1%})"
-    yield ""
-    yield f"stopped   {metadata['stop_reason']}, after {duration(metadata['duration_sec'])}"
-    yield f"S         {percent(s)}, S* = {percent(target)}{off}"
-    yield f"lambda    {number(metadata['final_lambda'])}, was in [{number(low)}, {number(high)}]"
-    if records:
-        first, last = records[0].data_bpt, records[-1].data_bpt
-        yield f"DataBPT   {number(first)} -> {number(last)} bits/token, in training"
-    yield f"adapter   {output}"
-
-
 def _evaluate(folder: Path, data: str | None, *, as_json: bool = False) -> None:
-    comparison: Comparison = _engine("scoring").evaluate_adapter(folder, data=data)
+    comparison: Comparison = load_engine("scoring").evaluate_adapter(folder, data=data)
     if not as_json:
         console = _console()
         console.print(table(comparison))
@@ -231,38 +267,8 @@ def _holds_demo(folder: Path) -> bool:
         return False
 
 
-def _engine(name: str) -> Any:
-    """A module of scu.engines; one error with the way out where its libraries are missing."""
-    _quiet_libraries()
-    try:
-        return import_module(f"scu.engines.{name}")
-    except ModuleNotFoundError as error:
-        package = (error.name or "scu").partition(".")[0]
-        if package == "scu":
-            raise
-        raise InputError(
-            f"{package} is not installed; run pip install 'shannon-control-unit[torch]'"
-        ) from error
-
-
-def _quiet_libraries() -> None:
-    """Keep the libraries' progress bars, notices and deprecations off the terminal; errors stay.
-
-    Before they are imported, for they read their environment then. What the user set is kept.
-    """
-    for name, value in {
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-        "TRANSFORMERS_VERBOSITY": "error",
-        "DATASETS_VERBOSITY": "error",
-        "HF_HUB_VERBOSITY": "error",
-        "TRL_EXPERIMENTAL_SILENCE": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-    }.items():
-        os.environ.setdefault(name, value)
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    for category in (FutureWarning, UserWarning):
-        warnings.filterwarnings("ignore", category=category, module=LIBRARIES)
+def _is_main() -> bool:
+    return os.environ.get("RANK", "0") == "0"
 
 
 class _Console(Console):
@@ -274,8 +280,7 @@ class _Console(Console):
 
 def _console() -> Console:
     """Of stdout; silent in all but the first process of a distributed run."""
-    quiet = os.environ.get("RANK", "0") != "0"
-    return _Console(quiet=quiet, markup=False, highlight=False, emoji=False)
+    return _Console(quiet=not _is_main(), markup=False, highlight=False, emoji=False)
 
 
 if __name__ == "__main__":

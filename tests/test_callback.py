@@ -19,7 +19,8 @@ from transformers import (
 from trl import SFTConfig, SFTTrainer
 
 from scu.control import ControlSettings, replay
-from scu.engines.callback import MAX_SKIPPED_IN_ROW, ShannonCallback, count_loss_tokens
+from scu.engines.callback import MAX_SKIPPED_IN_ROW, ShannonCallback
+from scu.engines.counting import count_tokens
 from scu.errors import ConfigError, DataError, ModelError, TrainingError
 from scu.metrics import LN2
 from scu.trace import StepRecord
@@ -211,7 +212,7 @@ def test_a_stream_cannot_be_counted():
             return iter([])
 
     with pytest.raises(DataError, match="set tokens_per_epoch"):
-        count_loss_tokens(torch.utils.data.DataLoader(Stream()))
+        count_tokens(torch.utils.data.DataLoader(Stream()))
 
 
 def test_validation_bits_belong_to_the_window_they_were_measured_after(tiny_base, tmp_path):
@@ -268,8 +269,8 @@ def test_progress_is_counted_in_real_tokens_when_n_was_given(tiny_base, tmp_path
 
 
 def test_lambda_is_held_during_the_cooldown_and_the_trace_says_so(tiny_base, tmp_path):
-    callback = ShannonCallback(settings(), prior_sigma=0.05, hold_after=20)
-    records = trained(tiny_base, tmp_path, callback).records
+    callback = ShannonCallback(settings(), prior_sigma=0.05, cooldown_steps=20)
+    records = trained(tiny_base, tmp_path, callback, max_steps=40).records
     held = [record for record in records if record.step > 20]
     assert {record.held for record in held} == {"cooldown"}
     assert {record.lam for record in held} == {records[3].lam}

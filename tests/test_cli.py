@@ -3,17 +3,20 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import yaml
 
+from scu.config_file import dump, load
 from scu.control import ControlSettings
 from scu.errors import DataError, TrainingError
 from scu.evaluate import Comparison
-from scu.trace import StepRecord, write_json
-from scu_api import cli, scorecard
+from scu.monitor import Judgment
+from scu.trace import StepRecord, TraceWriter, write_json
+from scu_api import cli, libraries, scorecard
 
 ROOT = Path(__file__).parent.parent
 METADATA = {
@@ -61,6 +64,15 @@ def window(step: int, data_bpt: float) -> StepRecord:
     )
 
 
+def write_run(folder: Path, config) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(dump(config))
+    (folder / "trace.jsonl").unlink(missing_ok=True)
+    with TraceWriter(folder / "trace.jsonl") as trace:
+        for record in (window(10, 7.0), window(20, 6.5)):
+            trace.write(record)
+
+
 class FakeEngine:
     """Stands in for both engine modules: remembers what it was asked, trains in no time."""
 
@@ -76,8 +88,8 @@ class FakeEngine:
 
     def prepare(self, config, output, *, overwrite=False):
         self.prepared.append(SimpleNamespace(config=config, output=output, overwrite=overwrite))
-        callback = SimpleNamespace(settings=self.settings)
-        return SimpleNamespace(output=output, notes=self.notes, callback=callback)
+        callback = SimpleNamespace(settings=self.settings, context_free_bpt=7.5)
+        return SimpleNamespace(config=config, output=output, notes=self.notes, callback=callback)
 
     def train(self, run, *, on_record):
         on_record(window(10, 7.0))
@@ -85,7 +97,7 @@ class FakeEngine:
             raise self.error
         on_record(window(20, 6.5))
         self.trained.append(run.output)
-        run.output.mkdir(parents=True, exist_ok=True)
+        write_run(run.output, run.config)
         write_json(run.output / "metadata.json", self.metadata)
         return self.metadata
 
@@ -97,8 +109,60 @@ class FakeEngine:
 @pytest.fixture
 def engine(monkeypatch):
     engine = FakeEngine()
-    monkeypatch.setattr(cli, "_engine", lambda name: engine)
+    monkeypatch.setattr(cli, "load_engine", lambda name: engine)
     return engine
+
+
+@pytest.fixture(autouse=True)
+def reports(monkeypatch):
+    """Stands in for scu.report, which draws for seconds; keeps what it was asked, or fails."""
+    asked = SimpleNamespace(runs=[], error=None)
+
+    def write_report(runs, folder):
+        if asked.error is not None:
+            raise asked.error
+        asked.runs.append(([run.name for run in runs], folder))
+        return folder / "report.html", folder / "run.png"
+
+    module = ModuleType("scu.report")
+    module.write_report = write_report
+    monkeypatch.setitem(sys.modules, "scu.report", module)
+    return asked
+
+
+@pytest.fixture
+def diagnosis(monkeypatch):
+    """What the monitor and the diagnosis say of any run."""
+    said = SimpleNamespace(judgments=[], findings=[], asked=[])
+
+    def findings(run, judgments=None):
+        said.asked.append((run, judgments))
+        return said.findings
+
+    module = ModuleType("scu.diagnose")
+    module.findings = findings
+    monkeypatch.setitem(sys.modules, "scu.diagnose", module)
+    monkeypatch.setattr("scu.monitor.judge", lambda *a, **k: said.judgments)
+    return said
+
+
+class Finding(SimpleNamespace):
+    def as_dict(self):
+        return vars(self)
+
+
+def finding(severity: str = "wrong", **values) -> Finding:
+    content = {
+        "name": "slow",
+        "severity": severity,
+        "symptom": "S is slow to move",
+        "evidence": "S at 3 % of S* after 200 steps",
+        "cause": "lambda starts too high",
+        "change": "lower scu.lambda_init to 0.1",
+        "source": "ours",
+        "headline": "S is slow to move",
+    }
+    return Finding(**content | values)
 
 
 @pytest.fixture
@@ -147,14 +211,19 @@ def python(*arguments: str, code: int = 0) -> str:
 # ---- Start-up ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["eval"], ["demo"]], ids=str)
+@pytest.mark.parametrize(
+    "command",
+    [[], ["train"], ["watch"], ["diagnose"], ["report"], ["eval"], ["demo"]],
+    ids=str,
+)
 def test_help_imports_no_framework(command):
     script = (
-        "import sys; from scu_api import cli, scorecard\n"
+        "import sys; from scu_api import cli\n"
         f"sys.argv = ['scu', *{command}, '--help']\n"
         "try: cli.main()\n"
         "except SystemExit as e: assert e.code == 0\n"
         "heavy = {'torch', 'transformers', 'trl', 'peft', 'datasets', 'numpy', 'scipy'}\n"
+        "heavy |= {'statsmodels', 'matplotlib'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
     )
     assert "Usage: " in python("-c", script)
@@ -171,7 +240,10 @@ def test_it_runs_as_a_module():
 @pytest.mark.parametrize(
     ("script", "options"),
     [
-        ("train_scu.py", ["--config", "--output", "--set", "--dry-run", "--overwrite"]),
+        (
+            "train_scu.py",
+            ["--config", "--output", "--set", "--pulse", "--stop", "--dry-run", "--overwrite"],
+        ),
         ("eval_quality.py", ["--adapter", "--data", "--json"]),
     ],
 )
@@ -206,7 +278,83 @@ def test_training_shows_its_notes_its_windows_and_what_came_of_it(scu, engine, r
         "lambda    0.7000, was in [0.2500, 1.000]",
         "DataBPT   7.000 -> 6.500 bits/token, in training",
         f"adapter   {tmp_path / 'out'}",
+        f"report    {tmp_path / 'out' / 'report.html'}",
     ]
+
+
+def test_the_summary_says_why_it_stopped_what_that_saved_and_what_was_best(
+    scu, engine, run_file, tmp_path
+):
+    engine.metadata = METADATA | {
+        "stop_reason": "equilibrium",
+        "stop_detail": "S held S* over 120 steps, and lambda was at rest",
+        "verdict": "equilibrium",
+        "verdict_reason": "S is at S* and lambda at rest",
+        "pulse": {"gain": -0.9, "low": -1.0, "high": -0.8, "certified": True},
+        "optimizer_steps": 11,
+        "best": {"step": 10, "eval_bpt": 6.25, "checkpoint": "checkpoint-10"},
+    }
+    lines = scu("train", run_file, "--output", tmp_path / "out").out.splitlines()
+    assert lines[8:12] == [
+        "stopped   equilibrium, after 1:05",
+        "          S held S* over 120 steps, and lambda was at rest",
+        "verdict   equilibrium: S is at S* and lambda at rest",
+        "steps     stopped at step 11 of 20: 45 % saved",
+    ]
+    assert (
+        "best      6.250 bits/token on validation data, at step 10, kept in checkpoint-10" in lines
+    )
+
+
+def test_a_best_without_a_checkpoint_names_none(scu, engine, run_file, tmp_path):
+    best = {"step": 10, "eval_bpt": 6.25, "checkpoint": None}
+    engine.metadata = METADATA | {"best": best, "optimizer_steps": 20}
+    out = scu("train", run_file, "--output", tmp_path / "out").out
+    assert "best      6.250 bits/token on validation data, at step 10\n" in out
+    assert "saved" not in out
+
+
+def test_the_report_is_written_when_training_ends(scu, engine, run_file, tmp_path, reports):
+    scu("train", run_file, "--output", tmp_path / "out")
+    assert reports.runs == [(["out"], tmp_path / "out")]
+
+
+def test_a_report_that_fails_costs_a_line_and_not_the_run(scu, engine, run_file, tmp_path, reports):
+    reports.error = ZeroDivisionError("no ink")
+    done = scu("train", run_file, "--output", tmp_path / "out")
+    assert done.code == 0
+    last = done.out.splitlines()[-1]
+    assert last == "WARNING: no report was written: ZeroDivisionError: no ink"
+
+
+@pytest.mark.parametrize(
+    ("options", "stop"),
+    [
+        ([], "equilibrium"),
+        (["--stop", "guide"], "guide"),
+        (["--stop", "never", "--set", "scu.stop=guide"], "never"),
+    ],
+    ids=str,
+)
+def test_the_stop_flag_goes_before_a_setting(scu, engine, run_file, tmp_path, options, stop):
+    scu("train", run_file, "--output", tmp_path / "out", *options)
+    assert engine.prepared[0].config.scu.stop == stop
+
+
+def test_an_unknown_stop_rule_is_bad_input(scu, engine, run_file):
+    done = scu("train", run_file, "--output", "out", "--stop", "soon")
+    assert done.code == 2
+    assert "soon" in done.err
+
+
+@pytest.mark.parametrize(
+    ("options", "pulse"),
+    [([], False), (["--pulse"], True), (["--pulse", "--set", "scu.pulse=false"], True)],
+    ids=str,
+)
+def test_the_pulse_flag_goes_before_a_setting(scu, engine, run_file, tmp_path, options, pulse):
+    scu("train", run_file, "--output", tmp_path / "out", *options)
+    assert engine.prepared[0].config.scu.pulse is pulse
 
 
 def test_settings_and_output_reach_the_engine(scu, engine, run_file, tmp_path):
@@ -309,8 +457,8 @@ def missing(monkeypatch):
         def import_module(_: str) -> None:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
-        monkeypatch.setattr(cli, "_quiet_libraries", lambda: None)
-        monkeypatch.setattr(cli, "import_module", import_module)
+        monkeypatch.setattr(libraries, "quiet", lambda: None)
+        monkeypatch.setattr(libraries, "import_module", import_module)
 
     return missing
 
@@ -348,19 +496,20 @@ def test_the_multiplicative_law_keeps_its_deadband(scu, engine, run_file, tmp_pa
     assert "deadband 0.300%, lambda" in done.out
 
 
-def test_only_the_first_process_of_a_distributed_run_speaks(
-    scu, engine, run_file, tmp_path, monkeypatch
+def test_only_the_first_process_of_a_distributed_run_speaks_and_reports(
+    scu, engine, run_file, tmp_path, monkeypatch, reports
 ):
     monkeypatch.setenv("RANK", "1")
     assert scu("train", run_file, "--output", tmp_path / "out").out == ""
     assert engine.trained
+    assert reports.runs == []
 
 
 def test_a_run_goes_on_when_its_reader_has_gone(run_file, tmp_path):
     script = (
         "import sys; sys.path.insert(0, 'tests')\n"
         "import test_cli; from scu_api import cli, scorecard\n"
-        "engine = test_cli.FakeEngine(); cli._engine = lambda name: engine\n"
+        "engine = test_cli.FakeEngine(); cli.load_engine = lambda name: engine\n"
         f"sys.argv = ['scu', 'train', {str(run_file)!r}, '--output', {str(tmp_path / 'out')!r}]\n"
         "cli.main()"
     )
@@ -372,6 +521,171 @@ def test_a_run_goes_on_when_its_reader_has_gone(run_file, tmp_path):
     cli.os.close(write)
     assert (done.returncode, done.stderr) == (0, "")
     assert (tmp_path / "out" / "metadata.json").is_file()
+
+
+# ---- Watching, diagnosis, report -----------------------------------------------------------------
+
+
+@pytest.fixture
+def finished(run_file, tmp_path):
+    """The folder of a run."""
+    folder = tmp_path / "finished"
+    write_run(folder, load(run_file))
+    write_json(folder / "metadata.json", METADATA)
+    return folder
+
+
+def test_watch_follows_a_run_to_its_end(scu, finished):
+    done = scu("watch", finished)
+    assert done.code == 0
+    header, *windows, stopped = done.out.splitlines()
+    assert header.split()[0] == "step"
+    assert [line.split()[0] for line in windows] == ["10", "20"]
+    assert stopped == "stopped   steps done, after 1:05"
+
+
+def test_a_watcher_that_is_left_has_not_failed(scu, finished, monkeypatch):
+    def interrupted(seconds):
+        assert seconds == 3.0
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("scu_api.watch.time.sleep", interrupted)
+    (finished / "metadata.json").unlink()
+    assert scu("watch", finished, "--every", "3").code == 0
+
+
+def test_watch_once_prints_the_panel(scu, finished):
+    done = scu("watch", finished, "--once")
+    assert done.code == 0
+    assert "Shannon control" in done.out
+    assert "20/20" in done.out
+
+
+def test_watching_what_is_not_there_is_bad_input(scu, tmp_path):
+    done = scu("watch", tmp_path / "gone")
+    assert done.code == 2
+    assert "gone does not exist" in done.err
+
+
+def test_a_diagnosis_names_evidence_cause_and_change_and_fails(scu, finished, diagnosis):
+    diagnosis.judgments = [Judgment(20, "transient", "S is 5% above S*")]
+    diagnosis.findings = [finding("remark", symptom="a remark"), finding()]
+    done = scu("diagnose", finished)
+    assert done.code == 1
+    assert done.out.splitlines() == [
+        f"run       {finished}: 20 of 20 steps, steps done",
+        "verdict   transient, at step 20: S is 5% above S*",
+        "",
+        "WRONG: S is slow to move",
+        "  evidence  S at 3 % of S* after 200 steps",
+        "  cause     lambda starts too high",
+        "  change    lower scu.lambda_init to 0.1",
+        "",
+        "REMARK: a remark",
+        "  evidence  S at 3 % of S* after 200 steps",
+        "  cause     lambda starts too high",
+        "  change    lower scu.lambda_init to 0.1",
+    ]
+    ((run, judgments),) = diagnosis.asked
+    assert [record.step for record in run.records] == [10, 20]
+    assert judgments == diagnosis.judgments
+
+
+def test_a_diagnosis_without_a_fault_says_what_was_checked(scu, finished, diagnosis):
+    statistics = {"tau_steps": 23.456, "gain": -0.7, "period_steps": float("nan")}
+    diagnosis.judgments = [Judgment(20, "equilibrium", "all is at rest", statistics)]
+    diagnosis.findings = [finding("remark")]
+    done = scu("diagnose", finished)
+    assert done.code == 0
+    assert done.out.splitlines()[-1] == "nothing wrong in 2 windows: tau_steps 23.46, gain -0.7000"
+
+
+def test_a_run_that_is_too_short_to_judge_says_so(scu, finished, diagnosis):
+    (finished / "metadata.json").unlink()
+    done = scu("diagnose", finished)
+    assert done.code == 0
+    assert "20 of 20 steps, not finished" in done.out
+    assert "verdict   none: the run is shorter than the first window that is judged" in done.out
+    assert done.out.endswith("nothing wrong in 2 windows\n")
+
+
+def test_a_lone_trace_is_diagnosed_with_what_was_assumed(scu, finished, diagnosis, tmp_path):
+    trace = tmp_path / "kept.jsonl"
+    trace.write_text((finished / "trace.jsonl").read_text())
+    out = scu("diagnose", trace).out
+    assert "20 steps, not finished" in out
+    assert "note      no config.yaml: S* = 14.900% from the trace" in out
+
+
+def test_a_diagnosis_is_valid_json_whatever_was_measured(scu, finished, diagnosis):
+    statistics = {"gain": -0.7, "period_steps": float("nan"), "tau_steps": float("inf")}
+    diagnosis.judgments = [Judgment(20, "transient", "S is off", statistics)]
+    diagnosis.findings = [finding(evidence=float("nan"))]
+    done = scu("diagnose", finished, "--json")
+    assert done.code == 1
+
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    said = json.loads(done.out, parse_constant=refuse)
+    assert said == {
+        "run": str(finished),
+        "verdict": "transient",
+        "reason": "S is off",
+        "statistics": {"gain": -0.7},
+        "findings": [vars(finding()) | {"evidence": None}],
+    }
+
+
+def test_the_real_diagnosis_finds_a_lambda_that_is_disconnected(scu, finished):
+    (finished / "trace.jsonl").unlink()
+    with TraceWriter(finished / "trace.jsonl") as trace:
+        for step in range(5, 305, 5):
+            record = window(step, 6.0)
+            lam = min(2.0, 0.25 * 1.1 ** (step / 5))
+            trace.write(replace(record, s=0.5, param_bpt=6.0, lam=lam, shrink_rate=0.0))
+    done = scu("diagnose", finished)
+    assert done.code == 1
+    assert "verdict   no_authority, at step " in done.out
+    assert "WRONG: " in done.out
+    (finding,) = json.loads(scu("diagnose", finished, "--json").out)["findings"]
+    assert finding["name"] == "no-authority"
+
+
+def test_json_of_a_run_without_a_judgment_has_no_verdict(scu, finished, diagnosis):
+    done = scu("diagnose", finished, "--json")
+    assert done.code == 0
+    said = json.loads(done.out)
+    assert (said["verdict"], said["reason"], said["statistics"]) == (None, None, {})
+
+
+def test_diagnosing_what_is_no_run_is_bad_input(scu, diagnosis, tmp_path):
+    done = scu("diagnose", tmp_path)
+    assert done.code == 2
+    assert "holds no run" in done.err
+
+
+def test_the_report_of_a_run_goes_into_its_folder(scu, finished, reports):
+    done = scu("report", finished)
+    assert done.code == 0
+    assert done.out.splitlines() == [str(finished / "report.html"), str(finished / "run.png")]
+    assert reports.runs == [(["finished"], finished)]
+
+
+def test_a_report_of_several_runs_needs_a_folder(scu, finished, tmp_path, reports):
+    done = scu("report", finished, finished)
+    assert done.code == 2
+    assert "a report of several runs needs a folder of its own; pass --output DIR" in done.err
+    output = tmp_path / "new" / "both"
+    assert scu("report", finished, finished, "--output", output).code == 0
+    assert reports.runs == [(["finished", "finished"], output)]
+
+
+def test_a_report_that_cannot_be_written_is_an_error(scu, finished, tmp_path):
+    (tmp_path / "file").touch()
+    done = scu("report", finished, "--output", tmp_path / "file")
+    assert done.code == 2
+    assert f"error: cannot write a report to {tmp_path / 'file'}: File exists" in done.err
 
 
 # ---- Evaluation ----------------------------------------------------------------------------------

@@ -66,13 +66,15 @@ def _is_adapter_matrix(name: str) -> bool:
     return any(mark in parts for mark in _ADAPTER_MARKS) and parts[-1] != "bias"
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Group:
     options: dict[str, Any]
     """The optimizer's own parameter group: lr and betas are read from it at every step."""
     weights: list[Tensor]
     prior: list[Tensor] | None
     """theta0, weight by weight; None stands for zeros."""
+    rate: float = 0.0
+    """The learning rate of the last step; by the time of a read a scheduler has moved it on."""
 
 
 class Reading(NamedTuple):
@@ -160,7 +162,7 @@ class Actuator:
 
     def _pulled(self, group: _Group, delta: list[Tensor]) -> Sequence[Tensor]:
         """Norms of sqrt(k) Delta, where a step takes Delta to (1 - k) Delta; empty if unknown."""
-        strength = group.options["lr"] * self.pull
+        strength = group.rate * self.pull
         states = [self._optimizer.state[weight] for weight in group.weights]
         if not self._acted:  # an optimizer that never called the hooks is not being pulled
             return []
@@ -181,6 +183,8 @@ class Actuator:
 
     @torch.no_grad()
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        for group in self._groups:
+            group.rate = group.options["lr"]
         gradients = [w.grad for w in self._members if w.grad is not None]
         if not gradients:
             return
@@ -232,7 +236,7 @@ class Actuator:
         states: list[dict[str, Any]],
     ) -> None:
         # Delta <- (1 - k) Delta: one buffer in all.
-        k = self._coefficients(group, states, group.options["lr"] * self.pull)
+        k = self._coefficients(group, states, group.rate * self.pull)
         torch._foreach_mul_(k, self._finite)
         if prior is None:
             torch._foreach_neg_(k)

@@ -6,6 +6,11 @@ The trainer's own logged loss is the measurement: it is averaged over the steps 
 and over the ranks, and holds no penalty, so the loop costs one small read per control window.
 Lambda acts through hooks on the optimizer (see actuator.py): once per optimizer step, whatever the
 accumulation.
+
+When the run is in equilibrium the callback ends it, after a cooldown: it lowers the learning rate that
+the trainer's schedule sets, step by step, to 0. A schedule that falls by itself (cosine, linear)
+never rests, so it never meets an equilibrium; give the trainer lr_scheduler_type
+"constant_with_warmup".
 """
 
 import math
@@ -14,27 +19,45 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback
 
-from scu.control import ActuatorKind, ControlSettings, ControlState, PriorMean, start, update
+from scu.control import (
+    ActuatorKind,
+    ControlSettings,
+    ControlState,
+    PriorMean,
+    StopRule,
+    start,
+    update,
+)
+from scu.ending import Ending
 from scu.engines.actuator import Actuator, adapter_weights
-from scu.errors import ConfigError, DataError, TrainingError
+from scu.engines.counting import count_tokens
+from scu.errors import ConfigError, TrainingError
 from scu.metrics import data_bpt, info_ratio, param_bpt, pull
+from scu.plant import pulse_result
+from scu.pulse import PulseTest
 from scu.trace import StepRecord
 
-__all__ = ["MAX_SKIPPED_IN_ROW", "ControlSettings", "ShannonCallback", "count_loss_tokens"]
+__all__ = ["MAX_SKIPPED_IN_ROW", "ControlSettings", "ShannonCallback"]
 
 MAX_SKIPPED_IN_ROW = 5
 """Training ends after this many steps in a row without a finite gradient."""
+
+
+_TRACKED = ("s", "lam", "data_bpt", "param_bpt", "integral", "error")
+"""What trackers get besides the loss, as scu/NAME."""
 
 
 class ShannonCallback(TrainerCallback):
     """Holds the information ratio S of a LoRA adapter at settings.target_s while it trains.
 
     tokens_per_epoch is N, the distinct training tokens that carry loss; None counts them. on_record
-    receives a StepRecord per control window, on the main process only. From optimizer step
-    hold_after on, lambda is held (a decaying learning rate is no plant to control). Raises
-    ConfigError, ModelError or DataError when training begins and the loop could not work.
+    receives a StepRecord per control window, on the main process only. stop, cooldown_steps,
+    max_sec and max_tokens end the run: see scu.ending. test_pulse moves lambda up and down for a
+    while once S is near S*, to prove that S follows it: see scu.pulse. Raises ConfigError,
+    ModelError or DataError when training begins and the loop could not work.
     """
 
     def __init__(
@@ -45,7 +68,11 @@ class ShannonCallback(TrainerCallback):
         prior_mean: PriorMean = "init",
         actuator: ActuatorKind = "prox",
         tokens_per_epoch: int | None = None,
-        hold_after: int | None = None,
+        stop: StopRule = "equilibrium",
+        cooldown_steps: int | None = None,
+        max_sec: float | None = None,
+        max_tokens: int | None = None,
+        test_pulse: bool = False,
         on_record: Callable[[StepRecord], None] | None = None,
     ) -> None:
         self.settings = settings
@@ -55,16 +82,24 @@ class ShannonCallback(TrainerCallback):
         self.tokens_per_epoch = tokens_per_epoch
         self.tokens_per_pass = tokens_per_epoch
         """What one pass really holds, where tokens_per_epoch was given and not counted."""
-        self.hold_after = hold_after
+        self.context_free_bpt: float | None = None
+        """What a code that knows token frequencies costs: see engines.counting."""
         self.on_record = on_record
         self.state: ControlState = start(settings)
         self.records: list[StepRecord] = []
+        self.ending: Ending | None = None
         self.s_at_start: float | None = None
-        self.stop_reason: str | None = None
         self.skipped_steps = 0
         self.authority = 0.0
         """How many e-folds closer to theta0 lambda_max could have pulled the adapter in this run;
         below about 0.1 no controller can move S."""
+        self._end_options: dict[str, Any] = {
+            "rule": stop,
+            "cooldown_steps": cooldown_steps,
+            "max_sec": max_sec,
+            "max_tokens": max_tokens,
+        }
+        self._wants_pulse = test_pulse
         self._pending: StepRecord | None = None
         self._eval_bpt: float | None = None
 
@@ -87,11 +122,19 @@ class ShannonCallback(TrainerCallback):
         while hasattr(optimizer, "optimizer"):  # accelerate's wrapper
             optimizer = optimizer.optimizer
         self.state, self.records = start(self.settings), []
-        self.s_at_start = self.stop_reason = self._pending = self._eval_bpt = None
+        self.s_at_start = self._pending = self._eval_bpt = None
         self.skipped_steps, self.authority = 0, 0.0
+        self._pulse = PulseTest(self.settings, wanted=self._wants_pulse)
         if self.tokens_per_epoch is None:
-            self.tokens_per_epoch = count_loss_tokens(kwargs["train_dataloader"])
+            count = count_tokens(kwargs["train_dataloader"])
+            self.tokens_per_epoch, self.context_free_bpt = count
         self.tokens_per_pass = self.tokens_per_pass or self.tokens_per_epoch
+        self.ending = Ending(
+            self.settings,
+            steps=state.max_steps,
+            context_free_bpt=self.context_free_bpt,
+            **self._end_options,
+        )
         # Computed before the actuator takes theta0 and the hooks, so that a bad N costs nothing.
         self._pull(self.settings.lambda_init)
         self._actuator = Actuator(
@@ -108,6 +151,13 @@ class ShannonCallback(TrainerCallback):
         self._start_sec = self._window_sec = time.monotonic()
         self._window_tokens = 0
 
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        assert self.ending is not None
+        factor = self.ending.rate_factor(state.global_step)
+        for group in kwargs["optimizer"].param_groups:
+            group["lr"] *= factor  # the scheduler sets it anew after each step
+        self._rate = kwargs["optimizer"].param_groups[0]["lr"]
+
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         if self._ends_window(state, control):
             control.should_log = True  # whatever logging_steps is
@@ -121,7 +171,7 @@ class ShannonCallback(TrainerCallback):
         self._last_log_step = state.global_step
         self._window_loss += float(logs["loss"]) * steps
         if self._ends_window(state, control):
-            self._close_window(state, control, logs)
+            self._close_window(args, state, control, logs)
         return control
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -138,6 +188,7 @@ class ShannonCallback(TrainerCallback):
         """What the run's metadata says about the loop: final values, ranges, settings."""
         lambdas = [self.settings.lambda_init, *(record.lam for record in self.records)]
         last = self.records[-1] if self.records else None
+        tested = pulse_result(self.records)
         return {
             "final_lambda": self.state.lam,
             "lambda_range": [min(lambdas), max(lambdas)],
@@ -156,6 +207,7 @@ class ShannonCallback(TrainerCallback):
             "kp": self.settings.kp,
             "ki": self.settings.ki,
             "authority": self.authority,
+            "pulse": tested and tested._asdict() | {"certified": tested.certified},
             "skipped_steps": self.skipped_steps,
         }
 
@@ -171,21 +223,47 @@ class ShannonCallback(TrainerCallback):
         at_end = state.global_step == state.max_steps or control.should_training_stop
         return bool(state.global_step % self.settings.control_interval == 0 or at_end)
 
-    def _close_window(self, state: Any, control: Any, logs: dict[str, Any]) -> None:
-        assert self.tokens_per_pass is not None
+    def _close_window(self, args: Any, state: Any, control: Any, logs: dict[str, Any]) -> None:
+        assert self.ending is not None
+        record, streak = self._measure(state, logs)
+        judgment = self.ending.monitor.observe(record)
+        record = replace(record, verdict=judgment.verdict if judgment else "")
+        logs |= {f"scu/{name}": getattr(record, name) for name in _TRACKED}
+        logs["learning_rate"] = self._rate
+        reason, detail = self._why_end(record, streak)
+        if args.world_size > 1:  # clocks differ: all ranks do what the first one decides
+            reason, detail = broadcast_object_list([reason, detail])
+        if reason:
+            self.ending.begin(state.global_step, reason, detail)
+            state.max_steps = self.ending.end_step
+            if self.ending.end_step == state.global_step:
+                control.should_training_stop = True
+        if control.should_evaluate:
+            self._pending = record
+        else:
+            self._emit(record)
+
+    def _why_end(self, record: StepRecord, streak: int) -> tuple[str, str]:
+        assert self.ending is not None
+        if streak >= MAX_SKIPPED_IN_ROW:
+            return "diverged", f"{streak} steps in a row without a finite gradient"
+        return self.ending.why([*self.records, record])
+
+    def _measure(self, state: Any, logs: dict[str, Any]) -> tuple[StepRecord, int]:
+        """The window as a record, after the controller has answered it; steps skipped in a row."""
+        assert self.tokens_per_pass is not None and self.ending is not None
         acted = self._actuator.pull
         sum_sq, shrink_rate, skipped, streak = self._actuator.read()
         steps = state.global_step - self._window_step
         loss_nats = self._window_loss / steps
-        param = self._param_bpt(sum_sq)
+        data, param = data_bpt(loss_nats), self._param_bpt(sum_sq)
         if self.s_at_start is None:
-            self.s_at_start = _ratio(data_bpt(loss_nats), self._param_at_start_bpt)
-        held = self._held_because(state.global_step, loss_nats + param, skipped)
+            self.s_at_start = _ratio(data, self._param_at_start_bpt)
+        held = self._held_because(state.global_step, data + param, skipped)
         if not held:
-            self.state = update(
-                self.state, data_bpt=data_bpt(loss_nats), param_bpt=param, settings=self.settings
-            )
-            self._actuator.pull = self._pull(self.state.lam)
+            self.state = update(self.state, data_bpt=data, param_bpt=param, settings=self.settings)
+        lam = self._pulse.next_lambda(self.state.lam, self.ending.judgment, held=held)
+        self._actuator.pull = self._pull(lam)
         self.skipped_steps += skipped
         if acted > 0.0:
             strongest = self._pull(self.settings.lambda_max) / acted
@@ -196,16 +274,16 @@ class ShannonCallback(TrainerCallback):
             step=state.global_step,
             tokens_seen=tokens,
             loss_nats=loss_nats,
-            data_bpt=data_bpt(loss_nats),
+            data_bpt=data,
             param_bpt=param,
-            s=self.state.s if not held else _ratio(data_bpt(loss_nats), param),
-            lam=self.state.lam,
+            s=self.state.s if not held else _ratio(data, param),
+            lam=lam,
             integral=self.state.integral,
             error=self.state.error,
-            learning_rate=logs["learning_rate"],
+            learning_rate=self._rate,
             grad_norm=grad_norm,
-            shrink_rate=shrink_rate,
             penalty_grad_ratio=acted * math.sqrt(sum_sq) / grad_norm if grad_norm else None,
+            shrink_rate=shrink_rate,
             tokens_per_sec=(tokens - self._window_tokens) / max(now - self._window_sec, 1e-9),
             elapsed_sec=now - self._start_sec,
             skipped_steps=skipped,
@@ -213,22 +291,18 @@ class ShannonCallback(TrainerCallback):
         )
         self._window_loss, self._window_step = 0.0, state.global_step
         self._window_sec, self._window_tokens = now, tokens
-        if streak >= MAX_SKIPPED_IN_ROW:
-            self.stop_reason = f"diverged: {streak} steps in a row without a finite gradient"
-            control.should_training_stop = True
-        if control.should_evaluate:
-            self._pending = record
-        else:
-            self._emit(record)
+        return record, streak
 
     def _held_because(self, step: int, measured: float, skipped: int) -> str:
+        assert self.ending is not None
+        pulsed = self._pulse.ends_window()
         if skipped:
             return "skipped steps"
         if not math.isfinite(measured):
             return "loss not finite"
-        if self.hold_after is not None and step > self.hold_after:
+        if self.ending.cools(step):
             return "cooldown"
-        return ""
+        return "pulse" if pulsed else ""
 
     def _emit(self, record: StepRecord) -> None:
         record = replace(record, eval_bpt=self._eval_bpt)
@@ -240,21 +314,3 @@ class ShannonCallback(TrainerCallback):
 
 def _ratio(data: float, param: float) -> float:
     return info_ratio(data, param) if math.isfinite(data + param) else math.nan
-
-
-def count_loss_tokens(dataloader: Any, *, rows_per_batch: int = 64) -> int:
-    """N: the labels that carry loss in one pass over a DataLoader's data set.
-
-    Goes through the loader's own collator, so masks, truncation and packing count as they will in
-    training; not through its sampler, so no random state moves. Raises DataError for a stream
-    without a length.
-    """
-    dataset, collate = dataloader.dataset, dataloader.collate_fn
-    if not hasattr(dataset, "__len__"):
-        raise DataError("a streamed data set cannot be counted; set tokens_per_epoch")
-    total = 0
-    for first in range(0, len(dataset), rows_per_batch):
-        rows = [dataset[i] for i in range(first, min(first + rows_per_batch, len(dataset)))]
-        # The first position of a row predicts nothing: causal models shift labels by one.
-        total += int((collate(rows)["labels"][:, 1:] != -100).sum())
-    return total

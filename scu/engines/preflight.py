@@ -6,7 +6,8 @@ from datasets import Dataset
 
 from scu.config import RunConfig
 from scu.data import Documents
-from scu.engines.callback import ShannonCallback, count_loss_tokens
+from scu.engines.callback import ShannonCallback
+from scu.engines.counting import count_tokens
 from scu.errors import ConfigError, DataError, ModelError
 
 MIN_LOSS_SHARE = 0.01
@@ -56,7 +57,7 @@ def check_tokens(
     for batch in trainer.train_dataset.iter(batch_size=1000):
         total += sum(map(len, batch["input_ids"]))
         eos_carries_loss = eos_carries_loss or any(eos in labels for labels in batch["labels"])
-    counted = count_loss_tokens(loader)
+    counted, callback.context_free_bpt = count_tokens(loader)
     if packing and total < config.training.block_size:
         raise DataError(
             f"the training data hold {total} tokens, less than one block of "

@@ -34,6 +34,7 @@ from scu.engines.loading import (
 )
 from scu.engines.preflight import check_fits, check_rows, check_tokens
 from scu.errors import ConfigError, DataError, TrainingError
+from scu.metrics import data_bpt
 from scu.run_folder import check_output, model_card, remove_old_run
 from scu.trace import StepRecord, TraceWriter, write_json
 
@@ -74,7 +75,11 @@ def prepare(config: RunConfig, output: Path, *, overwrite: bool = False) -> Run:
         prior_mean=config.scu.prior_mean,
         actuator=config.scu.actuator,
         tokens_per_epoch=config.data.tokens_per_epoch,
-        hold_after=config.training.steps - config.training.cooldown_steps,
+        stop=config.scu.stop,
+        cooldown_steps=config.training.cooldown_steps,
+        max_sec=config.training.max_hours and config.training.max_hours * 3600.0,
+        max_tokens=config.training.max_tokens,
+        test_pulse=config.scu.pulse,
     )
     packing = train.kind == "text" if config.data.packing == "auto" else config.data.packing
     if train.kind == "messages" and template is None:
@@ -95,6 +100,9 @@ def prepare(config: RunConfig, output: Path, *, overwrite: bool = False) -> Run:
     except (ValueError, RuntimeError, ImportError) as error:
         raise ConfigError(f"the trainer refuses this run: {error}") from error
     trainer.remove_callback(PrinterCallback)
+    # First, so that the trackers, which come with the trainer, log what the loop adds to the logs.
+    trainer.remove_callback(callback)
+    trainer.callback_handler.callbacks.insert(0, callback)
     if not packing:
         notes += check_rows(trainer.train_dataset, train, config.training.block_size)
         if held_out:
@@ -119,6 +127,7 @@ def train(run: Run, *, on_record: Callable[[StepRecord], None] | None = None) ->
             run.output.mkdir(parents=True, exist_ok=True)
             remove_old_run(run.output)
             (run.output / "config.yaml").write_text(dump(run.config), encoding="utf-8")
+            write_json(run.output / "start.json", _start(run))
             trace = stack.enter_context(TraceWriter(run.output / "trace.jsonl"))
 
             def record(step: StepRecord) -> None:
@@ -134,8 +143,7 @@ def train(run: Run, *, on_record: Callable[[StepRecord], None] | None = None) ->
                 f"out of memory: {error}. Halve training.batch_size and double "
                 "training.gradient_accumulation, or set training.gradient_checkpointing: true"
             ) from error
-    stop_reason = run.callback.stop_reason or ("interrupted" if interrupted else "steps done")
-    metadata = _metadata(run, stop_reason, time.monotonic() - started_sec)
+    metadata = _metadata(run, bool(interrupted), time.monotonic() - started_sec)
     if is_main:
         save(run, metadata)
     return metadata
@@ -210,8 +218,7 @@ def _arguments(config: RunConfig, *, packing: bool, kind: str, masks: bool) -> S
         per_device_eval_batch_size=training.batch_size,
         gradient_accumulation_steps=training.gradient_accumulation,
         learning_rate=training.learning_rate,
-        lr_scheduler_type="warmup_stable_decay",
-        lr_scheduler_kwargs={"num_decay_steps": training.cooldown_steps, "decay_type": "linear"},
+        lr_scheduler_type="constant_with_warmup",  # the cooldown is the callback's
         warmup_steps=training.warmup_steps,
         weight_decay=training.weight_decay,
         max_grad_norm=training.max_grad_norm,
@@ -229,8 +236,10 @@ def _arguments(config: RunConfig, *, packing: bool, kind: str, masks: bool) -> S
         logging_nan_inf_filter=False,  # it reads every loss from the device; see _Trainer
         eval_strategy="no" if training.eval_steps is None else "steps",
         eval_steps=training.eval_steps,
-        save_strategy="no" if training.save_steps is None else "steps",
+        save_strategy="steps" if training.save_steps else "best" if training.eval_steps else "no",
         save_steps=training.save_steps or training.steps,
+        metric_for_best_model="eval_loss" if training.eval_steps else None,
+        greater_is_better=False if training.eval_steps else None,
         save_total_limit=training.save_total_limit,
         report_to=training.report_to,
         use_cpu=not torch.accelerator.is_available(),
@@ -239,23 +248,63 @@ def _arguments(config: RunConfig, *, packing: bool, kind: str, masks: bool) -> S
     )
 
 
-def _metadata(run: Run, stop_reason: str, duration_sec: float) -> dict[str, Any]:
-    trainer, last = run.trainer, run.callback.records[-1:]
-    return run.callback.summary() | {
-        "stop_reason": stop_reason,
-        "verdict": "not judged",
-        "base_model": run.config.model.base_model,
-        "optimizer_steps": trainer.state.global_step,
-        "tokens_seen": last[0].tokens_seen if last else 0,
-        "duration_sec": duration_sec,
-        "seed": run.config.training.seed,
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        "processes": trainer.args.world_size,
-        "versions": {"python": platform.python_version()}
-        | {name: version(name) for name in _PACKAGES},
-        "data": {
-            part: {"source": docs.source, "sha256": docs.sha256, "documents": len(docs.rows)}
-            for part, docs in run.documents.items()
-        },
+def _start(run: Run) -> dict[str, Any]:
+    """What is known before the first step, for whoever watches the run."""
+    callback = run.callback
+    return {
+        "tokens_per_epoch": callback.tokens_per_epoch,
+        "tokens_per_pass": callback.tokens_per_pass,
+        "context_free_bpt": callback.context_free_bpt,
+        "processes": run.trainer.args.world_size,
         "notes": run.notes,
+    }
+
+
+def _metadata(run: Run, interrupted: bool, duration_sec: float) -> dict[str, Any]:
+    trainer, last = run.trainer, run.callback.records[-1:]
+    return (
+        run.callback.summary()
+        | _ending(run, interrupted)
+        | {
+            "base_model": run.config.model.base_model,
+            "optimizer_steps": trainer.state.global_step,
+            "steps_planned": run.config.training.steps,
+            "tokens_seen": last[0].tokens_seen if last else 0,
+            "duration_sec": duration_sec,
+            "seed": run.config.training.seed,
+            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+            "processes": trainer.args.world_size,
+            "versions": {"python": platform.python_version()}
+            | {name: version(name) for name in _PACKAGES},
+            "data": {
+                part: {"source": docs.source, "sha256": docs.sha256, "documents": len(docs.rows)}
+                for part, docs in run.documents.items()
+            },
+            "notes": run.notes,
+        }
+    )
+
+
+def _ending(run: Run, interrupted: bool) -> dict[str, Any]:
+    """Why the run ended, what was last judged, and where validation was best."""
+    ending, state = run.callback.ending, run.trainer.state
+    assert ending is not None
+    judgment = ending.judgment
+    best = None
+    if state.best_metric is not None:
+        checkpoint = Path(run.output, f"checkpoint-{state.best_global_step}")
+        best = {
+            "step": state.best_global_step,
+            "eval_bpt": data_bpt(state.best_metric),
+            "checkpoint": checkpoint.name if checkpoint.is_dir() else None,
+        }
+    return {
+        "stop_reason": "interrupted" if interrupted else ending.reason or "steps done",
+        "stop_detail": "" if interrupted else ending.detail,
+        "cooldown_from": ending.cooldown_from,
+        "verdict": judgment.verdict if judgment else "not judged",
+        "verdict_reason": judgment.reason if judgment else "the run was too short to judge",
+        "statistics": dict(judgment.statistics) if judgment else {},
+        "context_free_bpt": run.callback.context_free_bpt,
+        "best": best,
     }

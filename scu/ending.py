@@ -1,0 +1,99 @@
+"""When a run ends, and how: verdict, stop rule, limits, and the cooldown that they start.
+
+The learning rate is constant (after its warmup) until something ends the run; then it falls linearly
+to 0, with lambda held, and training is over. Equilibrium under a falling rate would mean nothing, and
+the fall collects what the noise of the constant rate had cost.
+"""
+
+import math
+from collections.abc import Sequence
+
+from scu.control import ControlSettings, StopRule
+from scu.monitor import Judgment, Monitor, guide_rule
+from scu.trace import StepRecord
+
+DEFAULT_COOLDOWN = 0.1
+"""Of the steps done."""
+
+
+class Ending:
+    """Follows one run of `steps` optimizer steps, and decides when its cooldown begins.
+
+    cooldown_steps is the cooldown of a run that uses all its steps; one that ends early has a
+    cooldown shorter in proportion. None: 10 % of the steps done where something ends the run early,
+    and none otherwise, for trainers with a schedule of their own.
+    """
+
+    def __init__(
+        self,
+        settings: ControlSettings,
+        *,
+        steps: int,
+        rule: StopRule = "equilibrium",
+        cooldown_steps: int | None = None,
+        max_sec: float | None = None,
+        max_tokens: int | None = None,
+        context_free_bpt: float | None = None,
+    ) -> None:
+        self.monitor = Monitor(settings, context_free_bpt=context_free_bpt)
+        self.reason = ""
+        """Why the run ends early; empty if it does not."""
+        self.detail = ""
+        """The same in a sentence."""
+        self.end_step = steps
+        self.cooldown_from = steps - (cooldown_steps or 0)
+        """The first step of the cooldown is the one after this."""
+        constant = max(self.cooldown_from, 1)
+        self._share = DEFAULT_COOLDOWN if cooldown_steps is None else cooldown_steps / constant
+        self._rule = rule
+        self._max_sec = max_sec or math.inf
+        self._max_tokens = max_tokens or math.inf
+        self._settings = settings
+
+    @property
+    def judgment(self) -> Judgment | None:
+        """The one in force."""
+        return self.monitor.judgments[-1] if self.monitor.judgments else None
+
+    def why(self, records: Sequence[StepRecord]) -> tuple[str, str]:
+        """Why the run should end after the last of its records, and a sentence on it; empty if
+        it should not.
+
+        Limits count the cooldown in: it ends when they are reached.
+        """
+        last, judgments = records[-1], self.monitor.judgments
+        if self.reason or last.step >= self.cooldown_from:
+            return "", ""
+        if last.elapsed_sec * (1.0 + self._share) >= self._max_sec:
+            return "time limit", f"{self._max_sec / 3600.0:g} hours, cooldown included"
+        if last.tokens_seen * (1.0 + self._share) >= self._max_tokens:
+            return "token limit", f"{self._max_tokens:,} tokens, cooldown included"
+        if self._rule == "guide" and guide_rule(records, self._settings):
+            return "guide rule", "lambda still, S within 5 % of S*, loss at rest, over 100 steps"
+        if self._rule != "equilibrium" or not judgments:
+            return "", ""
+        newest = judgments[-1]
+        if newest.may_stop:
+            reason = newest.verdict if newest.verdict == "equilibrium" else "plateau"
+            return reason, newest.reason
+        if [j.verdict for j in judgments[-2:]] == ["diverged", "diverged"]:
+            return "diverged", newest.reason
+        return "", ""
+
+    def begin(self, step: int, reason: str, detail: str) -> None:
+        """End the run: the cooldown begins now, or, for a run that came apart, there is none."""
+        self.reason, self.detail = reason, detail
+        self.cooldown_from = step
+        cooldown = 0 if reason == "diverged" else math.ceil(self._share * step)
+        self.end_step = min(step + cooldown, self.end_step)
+
+    def cools(self, step: int) -> bool:
+        """Whether the step that ended as number `step` was one of the cooldown."""
+        return step > self.cooldown_from
+
+    def rate_factor(self, steps_done: int) -> float:
+        """Of the next step's learning rate: 1, then falling by equal steps to 1/n in the last."""
+        if steps_done < self.cooldown_from or self.end_step <= self.cooldown_from:
+            return 1.0
+        left = self.end_step - steps_done
+        return max(left, 0) / (self.end_step - self.cooldown_from)

@@ -1,0 +1,133 @@
+"""The plant that the controller sees: how fast S answers lambda, and how far.
+
+ParamBPT grows because the data push the adapter outward, and shrinks because lambda pulls it back:
+
+    d ln P / dt = G(P) - r          G: growth per step, r: share of P that the pull removes per step
+
+r is measured (StepRecord.shrink_rate), so every window gives one value of G = change of ln P + r.
+The further out the adapter is, the slower it grows, G ~ P^-a, and around the point where G = r
+
+    time constant = 1 / (a r) steps          gain = d ln P / d ln lambda = -1 / a
+
+a is the slope of ln G against ln P over the run so far: the climb from S = 0 moves P by several
+e-folds, which tells a well where noise around the set point never would (in closed loop lambda
+reacts to that noise, and a regression of S on lambda finds the controller, not the plant). Near the
+set point DataBPT hardly moves, so ln P stands for ln(S odds).
+
+A pulse test (pulse.py) measures the sign and the size of the answer directly: see pulse_result.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from scu.trace import StepRecord
+from scu.window import LEVEL
+
+ASSUMED_GAIN = -1.0
+"""Growth that does not depend on P; -0.7 to -1.3 is what runs show."""
+RECENT = 10
+"""Windows whose median is the present rate."""
+MIN_WINDOWS = 10
+HISTORY = 400
+"""Windows that the fit looks back on."""
+FULL_RATE = 0.9
+"""Of the peak learning rate: below it G is the schedule's doing."""
+
+
+PULSE_HALVES, PULSE_LEAST_WINDOWS = 4, 2
+"""Of a pulse test: high and low levels of lambda; control windows of each, at least."""
+
+
+@dataclass(frozen=True)
+class Plant:
+    tau_steps: float
+    """Time constant at the present lambda; infinite where nothing pulls."""
+    gain: float
+    """d ln(S odds) / d ln lambda."""
+    gain_low: float
+    gain_high: float
+    """Its 90 % interval; nan where the gain is assumed."""
+    source: Literal["run", "assumed"]
+    """run: the gain was fitted to this run."""
+
+
+def estimate(records: Sequence[StepRecord]) -> Plant | None:
+    """The plant as far as a trace tells; None where shrink rates are not known."""
+    rates = [r.shrink_rate for r in records[-RECENT:] if r.shrink_rate is not None]
+    if not rates:
+        return None
+    rate = float(np.median(rates))
+    fit = _fit(records)
+    if fit is None:
+        tau = 1.0 / rate if rate > 0.0 else math.inf
+        return Plant(tau, ASSUMED_GAIN, math.nan, math.nan, "assumed")
+    a, low, high = fit
+    tau = 1.0 / (a * rate) if rate > 0.0 else math.inf
+    return Plant(tau, -1.0 / a, -1.0 / low, -1.0 / high, "run")
+
+
+def _fit(records: Sequence[StepRecord]) -> tuple[float, float, float] | None:
+    """a and its interval; None where they say less than the assumption does."""
+    peak = max((r.learning_rate for r in records), default=0.0)
+    log_p, log_g = [], []
+    pairs = list(zip(records, records[1:], strict=False))
+    for before, after in pairs[-HISTORY:]:
+        if after.held or before.held or after.shrink_rate is None:
+            continue
+        if after.learning_rate < FULL_RATE * peak or not min(before.param_bpt, after.param_bpt) > 0:
+            continue
+        change = math.log(after.param_bpt / before.param_bpt) / (after.step - before.step)
+        growth = change + after.shrink_rate
+        if growth > 0.0:
+            log_p.append(0.5 * math.log(before.param_bpt * after.param_bpt))
+            log_g.append(math.log(growth))
+    if len(log_p) < MIN_WINDOWS or max(log_p) - min(log_p) < 1e-6:
+        return None
+    line = stats.linregress(log_p, log_g)
+    a, half = -line.slope, float(stats.t.ppf(0.5 + LEVEL / 2, len(log_p) - 2)) * line.stderr
+    # A fit that cannot tell a from twice or half of it is no better than a = 1.
+    return (a, a - half, a + half) if a > 0.0 and half < 0.5 * a else None
+
+
+class PulseResult(NamedTuple):
+    """d ln ParamBPT / d ln lambda, with its 90 % interval."""
+
+    gain: float
+    low: float
+    high: float
+
+    @property
+    def certified(self) -> bool:
+        """More lambda means less ParamBPT, beyond doubt."""
+        return self.high < 0.0
+
+
+def pulse_result(records: Sequence[StepRecord]) -> PulseResult | None:
+    """What the pulse windows of a trace say; None where there are none, or not all.
+
+    The record of a window holds the lambda that the next one used.
+    """
+    pulsed = [
+        (math.log(before.lam), math.log(record.param_bpt))
+        for before, record in zip(records, records[1:], strict=False)
+        if record.held == "pulse" and min(before.lam, record.param_bpt) > 0.0
+    ]
+    if len(pulsed) < PULSE_HALVES * PULSE_LEAST_WINDOWS:
+        return None
+    windows = len(pulsed) // PULSE_HALVES
+    ends = [pulsed[(half + 1) * windows - 1] for half in range(PULSE_HALVES)]
+    slopes = [
+        (after[1] - before[1]) / (after[0] - before[0])
+        for before, after in zip(ends, ends[1:], strict=False)
+        if after[0] != before[0]
+    ]
+    if len(slopes) < PULSE_HALVES - 1:
+        return None
+    half_width = float(stats.t.ppf(0.5 + LEVEL / 2.0, len(slopes) - 1) * stats.sem(slopes))
+    gain = float(np.mean(slopes))
+    return PulseResult(gain, gain - half_width, gain + half_width)
