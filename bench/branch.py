@@ -1,7 +1,7 @@
 """Both sides of a stop in one run: the process is copied where the run would end itself.
 
-The copy starts its cooldown, as `scu.stop: equilibrium` would, is scored and ends; the original goes
-on as if nothing had been judged. Up to the stop they are one run, bit by bit.
+The copy starts its cooldown, as `scu.stop: equilibrium` would, is scored and ends; the original
+goes on as if nothing had been judged. Up to the stop they are one run, bit by bit.
 """
 
 import json
@@ -57,7 +57,8 @@ class Branch(TrainerCallback):
         if state.global_step < state.max_steps:
             return
         ending = self._callback.ending
-        assert ending is not None and ending.judgment is not None
+        assert ending is not None
+        assert ending.judgment is not None
         content = {
             "reason": ending.reason,
             "stop_step": ending.cooldown_from,

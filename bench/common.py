@@ -118,7 +118,6 @@ def _key(job: Job) -> str:
 
 def _run(job: Job, folder: Path) -> Outcome:
     import torch
-
     from transformers import SchedulerType
 
     from bench.branch import Branch

@@ -150,7 +150,9 @@ def main() -> None:
     texts = {"stdlib-train": "stdlib:train"}
     for given in options.text:
         name, _, source = given.partition("=")
-        texts[name] = write_documents(source, work / "texts" / f"{name}.jsonl", tokens=options.tokens)
+        texts[name] = write_documents(
+            source, work / "texts" / f"{name}.jsonl", tokens=options.tokens
+        )
 
     free, held = jobs_of(texts, options)
     outcomes = run_all(free + held, work)

@@ -68,7 +68,7 @@ class Finding:
         """One line for a narrow place."""
         return shorten(self.symptom, 70, placeholder=" ...")
 
-    def to_dict(self) -> dict[str, str]:
+    def as_dict(self) -> dict[str, str]:
         """For JSON."""
         return asdict(self) | {"headline": self.headline}
 

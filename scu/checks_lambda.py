@@ -57,6 +57,21 @@ def lambda_zero(case: Case) -> Finding | None:
     )
 
 
+def open_loop(case: Case) -> Finding | None:
+    settings = case.run.settings
+    if case.run.config is None or settings.kp > 0.0 or settings.ki > 0.0:
+        return None
+    return Finding(
+        "open-loop",
+        "remark",
+        "The loop is open: nothing holds S at S*",
+        f"lambda = {case.run.records[-1].lam:.4g} up to step {case.run.records[-1].step}",
+        "kp and ki are both 0, so that lambda stays at lambda_init",
+        "if that is not meant: --set scu.kp=0.8 --set scu.ki=0.15",
+        "ours",
+    )
+
+
 def no_authority(case: Case) -> Finding | None:
     if not case.recent or case.recent[-1].param_bpt <= 0.0:
         return None
@@ -198,7 +213,8 @@ def oscillates(case: Case) -> Finding | None:
     steps = [records[i].step for i in peaks]
     period = 2.0 * (steps[-1] - steps[0]) / (len(peaks) - 1)
     lately = [abs(e) for e in case.errors(case.recent)]
-    if records[-1].step - steps[-1] > period and max(lately, default=0.0) < SLOW_SWING:
+    quiet = records[-1].step - records[max(peaks[-1], turns[-1])].step
+    if quiet > max(2.0 * period, 0.5 * RECENT_STEPS) and max(lately, default=0.0) < SLOW_SWING:
         return None  # it did, and no longer does
     s_swing = median(abs(errors[a] - errors[b]) for a, b in pairwise(peaks))
     lam_swing = median(max(part) - min(part) for part in _parts(moves, peaks))
@@ -258,6 +274,7 @@ def _since_arrival(case: Case) -> list[StepRecord]:
 
 CHECKS = (
     lambda_zero,
+    open_loop,
     no_authority,
     oscillates,
     lambda_at_bound,

@@ -51,6 +51,8 @@ def diverged(case: Case) -> Finding | None:
             f"at {start[0].data_bpt:.3g}, its best before was {best:.3g}, now it is {now:.3g}"
         )
         lost_all = top.data_bpt >= start[0].data_bpt
+        # In the warmup there was nothing yet to lose.
+        lost_all = lost_all and (top.step > case.warmup_steps or now > 0.9 * best)
         often = len(jumps) > max(1.0, 0.05 * len(case.finite))
         severe = lost_all or often or now > (1.0 + JUMP / 2.0) * best
     elif reason.startswith("diverged"):
@@ -83,11 +85,13 @@ def _jumps(records: Sequence[StepRecord]) -> list[StepRecord]:
     jumps: list[StepRecord] = []
     quiet: list[float] = []
     for record in records:
-        if len(quiet) >= 3:
+        if quiet:
             level = median(quiet[-MIN_WINDOWS:])
-            limit = max(JUMP * level, NOISE_FACTOR * _noise(quiet[-MIN_WINDOWS:]))
+            limit = 1.5 * JUMP  # one or two windows do not tell how noisy a run is
+            if len(quiet) > 2:
+                limit = max(JUMP, NOISE_FACTOR * _noise(quiet[-MIN_WINDOWS:]) / level)
             # In the first windows the loss falls so fast that it looks like noise: hence the cap.
-            if record.data_bpt > level + min(limit, 2.0 * JUMP * level):
+            if record.data_bpt > level * (1.0 + min(limit, 2.0 * JUMP)):
                 jumps.append(record)
                 continue  # the level stays what it was before
         quiet.append(record.data_bpt)

@@ -22,6 +22,7 @@ _EXPLAINS: Mapping[str, set[str]] = {
     "diverged": {"oscillates", "loss-rising", "overfitting", "overtraining", "penalty-dominates"}
     | _LAMBDA_AT_BOUND
     | _OFF_TARGET,
+    "open-loop": {"integral-zero", "target-above-reach"} | _LAMBDA_AT_BOUND | _OFF_TARGET,
     "lambda-zero": {"no-authority", "integral-zero", "target-above-reach"} | _OFF_TARGET,
     "skipped-steps": {"integral-zero"},
     "s-at-zero": {"no-authority", "target-above-reach", "integral-zero", "n-differs"}
@@ -41,10 +42,10 @@ _EXPLAINS: Mapping[str, set[str]] = {
     "overtraining": {"overfitting", "loss-rising"},
     "overfitting": {"loss-rising"},
 }
-"""A cause, and what only follows from it. Only a cause that is itself "wrong" explains anything."""
+"""A cause, and what only follows from it. A remark explains nothing, but for an open loop."""
 
 _RANK = (
-    "lambda-zero diverged skipped-steps ended-without-metadata nothing-learned s-at-zero "
+    "lambda-zero open-loop diverged skipped-steps ended-without-metadata nothing-learned s-at-zero "
     "no-authority target-above-reach oscillates lambda-saturates lambda-at-max lambda-at-min "
     "loss-rising integral-zero overshoot slow-convergence s-far-from-target overtraining "
     "overfitting loss-jumped leaked-validation n-differs rate-decays always-clipped "
@@ -75,7 +76,7 @@ def findings(
     found = [finding for check in checks if (finding := check(case)) is not None]
     explained: set[str] = set()
     for finding in found:
-        if finding.severity == "wrong":
+        if finding.severity == "wrong" or finding.name == "open-loop":
             explained |= _EXPLAINS.get(finding.name, set())
     left = [finding for finding in found if finding.name not in explained]
     return sorted(left, key=lambda f: (f.severity != "wrong", _RANK.index(f.name)))

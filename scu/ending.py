@@ -1,8 +1,8 @@
 """When a run ends, and how: verdict, stop rule, limits, and the cooldown that they start.
 
-The learning rate is constant (after its warmup) until something ends the run; then it falls linearly
-to 0, with lambda held, and training is over. Equilibrium under a falling rate would mean nothing, and
-the fall collects what the noise of the constant rate had cost.
+The learning rate is constant (after its warmup) until something ends the run; then it falls
+linearly to 0, with lambda held, and training is over. Equilibrium under a falling rate would mean
+nothing, and the fall collects what the noise of the constant rate had cost.
 """
 
 import math

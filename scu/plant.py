@@ -20,6 +20,7 @@ A pulse test (pulse.py) measures the sign and the size of the answer directly: s
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -73,10 +74,11 @@ def estimate(records: Sequence[StepRecord]) -> Plant | None:
 
 def _fit(records: Sequence[StepRecord]) -> tuple[float, float, float] | None:
     """a and its interval; None where they say less than the assumption does."""
+    records = records[-HISTORY:]
     peak = max((r.learning_rate for r in records), default=0.0)
     log_p, log_g = [], []
-    pairs = list(zip(records, records[1:], strict=False))
-    for before, after in pairs[-HISTORY:]:
+    pairs = list(pairwise(records))
+    for before, after in pairs:
         if after.held or before.held or after.shrink_rate is None:
             continue
         if after.learning_rate < FULL_RATE * peak or not min(before.param_bpt, after.param_bpt) > 0:
@@ -114,7 +116,7 @@ def pulse_result(records: Sequence[StepRecord]) -> PulseResult | None:
     """
     pulsed = [
         (math.log(before.lam), math.log(record.param_bpt))
-        for before, record in zip(records, records[1:], strict=False)
+        for before, record in pairwise(records)
         if record.held == "pulse" and min(before.lam, record.param_bpt) > 0.0
     ]
     if len(pulsed) < PULSE_HALVES * PULSE_LEAST_WINDOWS:
@@ -123,7 +125,7 @@ def pulse_result(records: Sequence[StepRecord]) -> PulseResult | None:
     ends = [pulsed[(half + 1) * windows - 1] for half in range(PULSE_HALVES)]
     slopes = [
         (after[1] - before[1]) / (after[0] - before[0])
-        for before, after in zip(ends, ends[1:], strict=False)
+        for before, after in pairwise(ends)
         if after[0] != before[0]
     ]
     if len(slopes) < PULSE_HALVES - 1:

@@ -1,10 +1,10 @@
 """A pulse test: lambda is moved up and down for a while, and S must answer.
 
 In closed loop lambda follows S, so that a trace alone cannot prove that S follows lambda. Here the
-controller pauses, ln lambda goes to +0.3, -0.3, +0.3, -0.3 around where it was, and ln ParamBPT, which
-has no sampling noise of its own, must be lower after each high half than after the low ones beside
-it (plant.pulse_result). The test certifies that the gain is negative; it costs a few dozen steps a
-little off the set point.
+controller pauses, ln lambda goes to +0.3, -0.3, +0.3, -0.3 around where it was, and ln ParamBPT,
+which has no sampling noise of its own, must be lower after each high half than after the low ones
+beside it (plant.pulse_result). The test certifies that the gain is negative; it costs a few dozen
+steps a little off the set point.
 """
 
 import math

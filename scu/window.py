@@ -91,7 +91,7 @@ class Swings(NamedTuple):
 def swings(steps: Sequence[int], values: Values, size: float) -> Swings:
     """How often the values went from beyond one side of their median to beyond the other.
 
-    0 if the last excursion is much longer ago than the ones before it were apart.
+    0 if the last excursion is in the first half of the steps: what there was has died down.
     """
     turns: list[int] = []
     side = 0.0
@@ -103,7 +103,8 @@ def swings(steps: Sequence[int], values: Values, size: float) -> Swings:
     if half_cycles < 2:
         return Swings(half_cycles, math.nan)
     gap = (turns[-1] - turns[0]) / half_cycles
-    return Swings(half_cycles, 2.0 * gap) if steps[-1] - turns[-1] <= 2.0 * gap else _NO_SWINGS
+    recent = steps[-1] - turns[-1] <= turns[-1] - steps[0]
+    return Swings(half_cycles, 2.0 * gap) if recent else _NO_SWINGS
 
 
 _NO_SWINGS = Swings(0, math.nan)

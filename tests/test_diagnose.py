@@ -161,7 +161,7 @@ def test_a_long_symptom_is_cut_at_a_word():
 
 def test_findings_are_json():
     (finding,) = diagnose(read_run(TRACES / "oscillates"))
-    content = json.loads(json.dumps(finding.to_dict()))
+    content = json.loads(json.dumps(finding.as_dict()))
     assert content["name"] == "oscillates"
     assert content["source"] == "when to adjust"
     assert content["headline"] == finding.headline
@@ -181,6 +181,18 @@ def test_lambda_that_is_always_0_is_blamed_on_the_bounds():
     assert first.name == "lambda-zero"
     assert first.source == "troubleshooting"
     assert "lambda_max=2.0" in first.change
+
+
+def test_an_open_loop_is_a_remark_and_s_is_not_expected_at_its_target():
+    run = changed(read_run(TRACES / "integral-zero-ki"), 0, lam=1.0)
+    settings = replace(run.settings, kp=0.0)
+    (finding,) = diagnose(replace(run, settings=settings))
+    assert (finding.name, finding.severity) == ("open-loop", "remark")
+
+
+def test_an_integral_that_waits_while_s_is_on_its_way_is_no_fault():
+    run = changed(read_run(TRACES / "slow-plant"), 0, integral=0.0)
+    assert "integral-zero" not in wrong(run)
 
 
 def test_lambda_that_comes_to_a_bound_late_is_stuck_there_and_did_not_saturate_at_once():

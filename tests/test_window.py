@@ -37,10 +37,7 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say(correlation):
     for i in range(1, 90):
         noise[:, i] += correlation * noise[:, i - 1]
     covered = np.array(
-        [
-            (abs_inside(window.mean(row)), abs_inside(window.trend(row)))
-            for row in noise[:, 50:]
-        ]
+        [(abs_inside(window.mean(row)), abs_inside(window.trend(row))) for row in noise[:, 50:]]
     ).mean(axis=0)
     assert (covered > 0.84).all()
     assert (covered < 0.94).all()

@@ -7,9 +7,9 @@ and over the ranks, and holds no penalty, so the loop costs one small read per c
 Lambda acts through hooks on the optimizer (see actuator.py): once per optimizer step, whatever the
 accumulation.
 
-When the run is in equilibrium the callback ends it, after a cooldown: it lowers the learning rate that
-the trainer's schedule sets, step by step, to 0. A schedule that falls by itself (cosine, linear)
-never rests, so it never meets an equilibrium; give the trainer lr_scheduler_type
+When the run is in equilibrium the callback ends it, after a cooldown: it lowers the learning rate
+that the trainer's schedule sets, step by step, to 0. A schedule that falls by itself (cosine,
+linear) never rests, so it never meets an equilibrium; give the trainer lr_scheduler_type
 "constant_with_warmup".
 """
 
@@ -251,7 +251,8 @@ class ShannonCallback(TrainerCallback):
 
     def _measure(self, state: Any, logs: dict[str, Any]) -> tuple[StepRecord, int]:
         """The window as a record, after the controller has answered it; steps skipped in a row."""
-        assert self.tokens_per_pass is not None and self.ending is not None
+        assert self.tokens_per_pass is not None
+        assert self.ending is not None
         acted = self._actuator.pull
         sum_sq, shrink_rate, skipped, streak = self._actuator.read()
         steps = state.global_step - self._window_step
