@@ -41,7 +41,7 @@ CONTROL_SEEDS = (1, 2, 3)
 CONTROL_SIZE = 50_000
 CONTROL_STEPS = 300
 COSINE_SIZE = 50_000
-RIVAL_SEEDS = (1, 2)
+RIVAL_SEEDS = (1,)
 EVALUATE_EVERY = 25
 PATIENCES = (3, 5)
 CONTROLS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -276,9 +276,9 @@ def main() -> None:
     work = options.work
     texts = texts_of(options.text, work / "texts")
     positives = run_all(list(positive_jobs(texts, options.seeds)), work)
-    controls = run_all(list(control_jobs(texts, options.control_seeds)), work)
     cosines = run_all(list(cosine_jobs(positives, texts)), work)
     rivals = run_all(list(rival_jobs(texts, options.rival_seeds)), work)
+    controls = run_all(list(control_jobs(texts, options.control_seeds)), work)
     result = {
         "provenance": provenance([*positives, *controls, *cosines, *rivals]),
         "positive": [positive_row(outcome, work) for outcome in positives],

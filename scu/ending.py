@@ -59,14 +59,16 @@ class Ending:
         """Why the run should end after the last of its records, and a sentence on it; empty if
         it should not.
 
-        Limits count the cooldown in: it ends when they are reached.
+        Limits count the cooldown in: it ends before they are passed.
         """
         last, judgments = records[-1], self.monitor.judgments
         if self.reason or last.step >= self.cooldown_from:
             return "", ""
-        if last.elapsed_sec * (1.0 + self._share) >= self._max_sec:
+        # Up to the end of the next window and the cooldown after it.
+        ahead = (1.0 + self._settings.control_interval / last.step) * (1.0 + self._share)
+        if last.elapsed_sec * ahead > self._max_sec:
             return "time limit", f"{self._max_sec / 3600.0:g} hours, cooldown included"
-        if last.tokens_seen * (1.0 + self._share) >= self._max_tokens:
+        if last.tokens_seen * ahead > self._max_tokens:
             return "token limit", f"{self._max_tokens:,} tokens, cooldown included"
         if self._rule == "guide" and guide_rule(records, self._settings):
             return "guide rule", "lambda still, S within 5 % of S*, loss at rest, over 100 steps"

@@ -26,10 +26,16 @@ class PulseTest:
         self._settings = settings
         self._wanted = wanted
         self._levels: list[float] = []
+        self.state = "S has not come near S*" if wanted else "not asked for"
+        """How far it came, in words."""
 
     def ends_window(self) -> bool:
         """Whether the window that ends now was one of the test's."""
-        return bool(self._levels and self._levels.pop(0))
+        if not self._levels:
+            return False
+        self._levels.pop(0)
+        self.state = "cut off" if self._levels else "done"
+        return True
 
     def next_lambda(self, lam: float, judgment: Judgment | None, *, held: str) -> float:
         """For the coming window. The test starts once S has been judged to be near S*."""

@@ -67,7 +67,7 @@ class TraceWriter:
         self._file: IO[str] = path.open("a", encoding="utf-8")
 
     def write(self, record: StepRecord) -> None:
-        self._file.write(json.dumps(_jsonable(asdict(record)), allow_nan=False) + "\n")
+        self._file.write(json.dumps(jsonable(asdict(record)), allow_nan=False) + "\n")
         self._file.flush()
 
     def close(self) -> None:
@@ -98,7 +98,7 @@ def write_json(path: Path, content: Any) -> None:
     """Write JSON so that a reader sees the old file or the whole new one, never a part."""
     part = path.with_name(path.name + ".part")
     part.write_text(
-        json.dumps(_jsonable(content), indent=2, allow_nan=False) + "\n", encoding="utf-8"
+        json.dumps(jsonable(content), indent=2, allow_nan=False) + "\n", encoding="utf-8"
     )
     part.replace(path)
 
@@ -110,10 +110,11 @@ def _records(path: Path) -> Iterator[StepRecord]:
         raise DataError(f"cannot read the trace {path}: {error}") from error
     for number, line in enumerate(text.splitlines(keepends=True), start=1):
         if line.endswith("\n") and line.strip():
-            yield _parse(line, f"{path}:{number}")
+            yield parse_record(line, f"{path}:{number}")
 
 
-def _parse(line: str, where: str) -> StepRecord:
+def parse_record(line: str, where: str) -> StepRecord:
+    """One line of a trace; where it stands is for the DataError that it raises if it is none."""
     try:
         raw = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -138,11 +139,12 @@ def _parse(line: str, where: str) -> StepRecord:
         raise DataError(f"{where}: {error}") from error
 
 
-def _jsonable(value: Any) -> Any:
+def jsonable(value: Any) -> Any:
+    """The same with null for NaN and infinity, as every JSON reader takes it."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):
-        return {key: _jsonable(item) for key, item in value.items()}
+        return {key: jsonable(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_jsonable(item) for item in value]
+        return [jsonable(item) for item in value]
     return value

@@ -10,19 +10,17 @@ from rich.console import Console
 
 from scu.errors import InputError, OutputError
 from scu.run_view import RunView, read_run
-from scu.trace import _jsonable
+from scu.trace import jsonable
 from scu_api.marks import number
 
 if TYPE_CHECKING:
     from scu.diagnose import Finding
-
     from scu.monitor import Judgment
 
 
 def diagnose(path: Path, console: Console, *, as_json: bool = False) -> bool:
     """Print what there is to say about a run; whether something is wrong with it."""
     from scu.diagnose import findings
-
     from scu.monitor import judge
 
     run = read_run(path)
@@ -73,8 +71,8 @@ def _as_dict(
         "statistics": _statistics(judgment),
         "findings": [dict(finding.as_dict()) for finding in found],
     }
-    jsonable: dict[str, Any] = _jsonable(content)
-    return jsonable
+    finite: dict[str, Any] = jsonable(content)
+    return finite
 
 
 def _lines(run: RunView, judgment: "Judgment | None", found: Sequence["Finding"]) -> Iterator[str]:

@@ -39,7 +39,10 @@ def summary(
     if records:
         first, last = records[0].data_bpt, records[-1].data_bpt
         yield f"DataBPT   {number(first)} -> {number(last)} bits/token, in training"
-    if pulse := metadata.get("pulse"):
+    pulse = metadata.get("pulse") or {}
+    if pulse.get("state") in ("cut off", "S has not come near S*"):
+        yield f"pulse     {pulse['state']}: whether S follows lambda was not tested"
+    if "certified" in pulse:
         answer = "S follows lambda" if pulse["certified"] else "whether S follows is not proven"
         gain, low, high = (number(pulse[name]) for name in ("gain", "low", "high"))
         yield f"pulse     gain {gain}, 90 % in [{low}, {high}]: {answer}"
@@ -61,5 +64,6 @@ def ending(metadata: Mapping[str, Any], *, budget: int | None) -> Iterator[str]:
         yield f"verdict   {verdict}" + (f": {reason}" if reason else "")
     steps = metadata.get("optimizer_steps")
     if steps is not None and budget is not None and steps < budget:
-        saved = f"{100 * (1 - steps / budget):.0f} % saved"
-        yield f"steps     stopped at step {steps} of {budget}: {saved}"
+        ended_itself = why in ("equilibrium", "plateau", "guide rule")
+        saved = f": {100 * (1 - steps / budget):.0f} % saved" if ended_itself else ""
+        yield f"steps     stopped at step {steps} of {budget}{saved}"

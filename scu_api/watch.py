@@ -19,7 +19,7 @@ from rich.console import Console
 from scu.errors import DataError
 from scu.numerals import duration
 from scu.run_view import RunView, read_run
-from scu.trace import StepRecord, _parse
+from scu.trace import StepRecord, parse_record
 from scu_api.panel import Panel
 from scu_api.summary import ending
 
@@ -124,7 +124,7 @@ class Watcher:
                 return False
         elif lines:
             self._seen_sec = self._now()
-            self.panel.add([_parse(line, str(self.trace)) for line in lines])
+            self.panel.add([parse_record(line, str(self.trace)) for line in lines])
         if finished and not self._trouble:
             return self._finish()
         if self._trouble:

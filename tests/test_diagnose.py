@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from scu.case import swings
 from scu.config_file import load
 from scu.diagnose import Finding, findings
+from scu.diagnose.case import swings
 from scu.monitor import Judgment
 from scu.run_view import RunView, read_run
 from scu.trace import StepRecord
@@ -33,6 +33,7 @@ FAULTS = [
     ("learning-rate-zero", "s-at-zero", "learning rate is 1e-30", "learning_rate=2e-4"),
     ("n-too-large", "s-at-zero", "1,000,000,000,000, but the data hold 50,470", "=null"),
     ("diverged", "diverged", "learning rate, 0.3", "learning_rate=0.03 .*max_grad_norm=1"),
+    ("diverged-early", "diverged", "learning rate, 0.1", "learning_rate=0.01"),
     ("integral-zero-ki", "integral-zero", "ki = 0", "scu.ki=0.15"),
     ("integral-zero-held", "integral-zero", r"held \(cooldown\)", "cooldown_steps=15"),
     ("slow-gains", "slow-convergence", "gains are too low", "kp=0.9 --set scu.ki=0.15"),

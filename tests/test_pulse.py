@@ -61,6 +61,7 @@ def test_the_test_starts_once_s_is_judged_near_and_gives_lambda_back():
     while test.ends_window():
         given.append(test.next_lambda(0.5, NEAR, held="pulse"))
     assert given == [*levels(0.5, SETTINGS, 20.0), 0.5]
+    assert test.state == "done"
     assert test.next_lambda(0.5, NEAR, held="") == 0.5  # once is enough
 
 
@@ -69,8 +70,19 @@ def test_a_cooldown_ends_the_test():
     test.next_lambda(0.5, NEAR, held="")
     assert test.next_lambda(0.5, NEAR, held="cooldown") == 0.5
     assert not test.ends_window()
+    assert test.state == "S has not come near S*"
+
+
+def test_a_test_that_was_begun_and_cut_off_says_so():
+    test = PulseTest(SETTINGS, wanted=True)
+    assert test.state == "S has not come near S*"
+    test.next_lambda(0.5, NEAR, held="")
+    assert test.ends_window()
+    test.next_lambda(0.5, NEAR, held="cooldown")
+    assert test.state == "cut off"
 
 
 def test_nothing_is_tested_unless_wanted():
     test = PulseTest(ControlSettings(target_s=0.1), wanted=False)
     assert test.next_lambda(0.5, NEAR, held="") == 0.5
+    assert test.state == "not asked for"

@@ -10,18 +10,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scu import report, story
-from scu.canvas import DARK, LIGHT, Plot, smooth, thin
-from scu.charts import charts
 from scu.control import ControlSettings, start, update
 from scu.errors import OutputError
-from scu.key_figures import compared, key_figures
 from scu.monitor import STATISTICS, Judgment
 from scu.numerals import duration, number, percent, whole
-from scu.panels import PANELS, Track, draw
-from scu.report import write_report
+from scu.report import page as report
+from scu.report import story, write_report
+from scu.report.canvas import DARK, LIGHT, Plot, smooth, thin
+from scu.report.charts import charts
+from scu.report.key_figures import compared, key_figures
+from scu.report.panels import PANELS, Track, draw
+from scu.report.spans import Span, held_spans, planned_steps, verdict_spans
 from scu.run_view import RunView, read_run
-from scu.spans import Span, held_spans, planned_steps, verdict_spans
 from scu.trace import StepRecord, TraceWriter
 
 NAN = math.nan

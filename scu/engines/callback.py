@@ -32,11 +32,11 @@ from scu.control import (
     update,
 )
 from scu.ending import Ending
+from scu.engines.account import loop_summary
 from scu.engines.actuator import Actuator, adapter_weights
 from scu.engines.counting import count_tokens
 from scu.errors import ConfigError, TrainingError
 from scu.metrics import data_bpt, info_ratio, param_bpt, pull
-from scu.plant import pulse_result
 from scu.pulse import PulseTest
 from scu.trace import StepRecord
 
@@ -100,6 +100,7 @@ class ShannonCallback(TrainerCallback):
             "max_tokens": max_tokens,
         }
         self._wants_pulse = test_pulse
+        self.pulse = PulseTest(settings, wanted=test_pulse)
         self._pending: StepRecord | None = None
         self._eval_bpt: float | None = None
 
@@ -124,7 +125,7 @@ class ShannonCallback(TrainerCallback):
         self.state, self.records = start(self.settings), []
         self.s_at_start = self._pending = self._eval_bpt = None
         self.skipped_steps, self.authority = 0, 0.0
-        self._pulse = PulseTest(self.settings, wanted=self._wants_pulse)
+        self.pulse = PulseTest(self.settings, wanted=self._wants_pulse)
         if self.tokens_per_epoch is None:
             count = count_tokens(kwargs["train_dataloader"])
             self.tokens_per_epoch, self.context_free_bpt = count
@@ -186,30 +187,7 @@ class ShannonCallback(TrainerCallback):
 
     def summary(self) -> dict[str, Any]:
         """What the run's metadata says about the loop: final values, ranges, settings."""
-        lambdas = [self.settings.lambda_init, *(record.lam for record in self.records)]
-        last = self.records[-1] if self.records else None
-        tested = pulse_result(self.records)
-        return {
-            "final_lambda": self.state.lam,
-            "lambda_range": [min(lambdas), max(lambdas)],
-            "lambda_bounds": [self.settings.lambda_min, self.settings.lambda_max],
-            "final_s_ratio": last and last.s,
-            "target_s": self.settings.target_s,
-            "s_at_start": self.s_at_start,
-            "final_data_bpt": last and last.data_bpt,
-            "final_param_bpt": last and last.param_bpt,
-            "tokens_per_epoch": self.tokens_per_epoch,
-            "prior_sigma": self.prior_sigma,
-            "prior_mean": self.prior_mean,
-            "actuator": self.actuator_kind,
-            "law": self.settings.law,
-            "control_interval": self.settings.control_interval,
-            "kp": self.settings.kp,
-            "ki": self.settings.ki,
-            "authority": self.authority,
-            "pulse": tested and tested._asdict() | {"certified": tested.certified},
-            "skipped_steps": self.skipped_steps,
-        }
+        return loop_summary(self)
 
     def _pull(self, lam: float) -> float:
         assert self.tokens_per_epoch is not None
@@ -263,7 +241,7 @@ class ShannonCallback(TrainerCallback):
         held = self._held_because(state.global_step, data + param, skipped)
         if not held:
             self.state = update(self.state, data_bpt=data, param_bpt=param, settings=self.settings)
-        lam = self._pulse.next_lambda(self.state.lam, self.ending.judgment, held=held)
+        lam = self.pulse.next_lambda(self.state.lam, self.ending.judgment, held=held)
         self._actuator.pull = self._pull(lam)
         self.skipped_steps += skipped
         if acted > 0.0:
@@ -296,7 +274,7 @@ class ShannonCallback(TrainerCallback):
 
     def _held_because(self, step: int, measured: float, skipped: int) -> str:
         assert self.ending is not None
-        pulsed = self._pulse.ends_window()
+        pulsed = self.pulse.ends_window()
         if skipped:
             return "skipped steps"
         if not math.isfinite(measured):

@@ -4,13 +4,11 @@ TRL's SFTTrainer trains; this module builds its parts, checks what would make a 
 any step is made, and writes the run's folder. The loop itself is ShannonCallback.
 """
 
-import platform
 import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,7 @@ from trl import SFTConfig, SFTTrainer
 from scu.config import RunConfig
 from scu.config_file import dump
 from scu.data import Documents, load_documents, overlap, split_documents
+from scu.engines.account import metadata_of, start_of
 from scu.engines.callback import ShannonCallback
 from scu.engines.interrupt import stop_on_signal
 from scu.engines.loading import (
@@ -34,11 +33,8 @@ from scu.engines.loading import (
 )
 from scu.engines.preflight import check_fits, check_rows, check_tokens
 from scu.errors import ConfigError, DataError, TrainingError
-from scu.metrics import data_bpt
 from scu.run_folder import check_output, model_card, remove_old_run
 from scu.trace import StepRecord, TraceWriter, write_json
-
-_PACKAGES = ("shannon-control-unit", "torch", "transformers", "peft", "trl", "accelerate")
 
 
 @dataclass(frozen=True)
@@ -127,7 +123,7 @@ def train(run: Run, *, on_record: Callable[[StepRecord], None] | None = None) ->
             run.output.mkdir(parents=True, exist_ok=True)
             remove_old_run(run.output)
             (run.output / "config.yaml").write_text(dump(run.config), encoding="utf-8")
-            write_json(run.output / "start.json", _start(run))
+            write_json(run.output / "start.json", start_of(run))
             trace = stack.enter_context(TraceWriter(run.output / "trace.jsonl"))
 
             def record(step: StepRecord) -> None:
@@ -143,7 +139,7 @@ def train(run: Run, *, on_record: Callable[[StepRecord], None] | None = None) ->
                 f"out of memory: {error}. Halve training.batch_size and double "
                 "training.gradient_accumulation, or set training.gradient_checkpointing: true"
             ) from error
-    metadata = _metadata(run, bool(interrupted), time.monotonic() - started_sec)
+    metadata = metadata_of(run, bool(interrupted), time.monotonic() - started_sec)
     if is_main:
         save(run, metadata)
     return metadata
@@ -246,65 +242,3 @@ def _arguments(config: RunConfig, *, packing: bool, kind: str, masks: bool) -> S
         dataloader_pin_memory=torch.cuda.is_available(),
         disable_tqdm=True,
     )
-
-
-def _start(run: Run) -> dict[str, Any]:
-    """What is known before the first step, for whoever watches the run."""
-    callback = run.callback
-    return {
-        "tokens_per_epoch": callback.tokens_per_epoch,
-        "tokens_per_pass": callback.tokens_per_pass,
-        "context_free_bpt": callback.context_free_bpt,
-        "processes": run.trainer.args.world_size,
-        "notes": run.notes,
-    }
-
-
-def _metadata(run: Run, interrupted: bool, duration_sec: float) -> dict[str, Any]:
-    trainer, last = run.trainer, run.callback.records[-1:]
-    return (
-        run.callback.summary()
-        | _ending(run, interrupted)
-        | {
-            "base_model": run.config.model.base_model,
-            "optimizer_steps": trainer.state.global_step,
-            "steps_planned": run.config.training.steps,
-            "tokens_seen": last[0].tokens_seen if last else 0,
-            "duration_sec": duration_sec,
-            "seed": run.config.training.seed,
-            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-            "processes": trainer.args.world_size,
-            "versions": {"python": platform.python_version()}
-            | {name: version(name) for name in _PACKAGES},
-            "data": {
-                part: {"source": docs.source, "sha256": docs.sha256, "documents": len(docs.rows)}
-                for part, docs in run.documents.items()
-            },
-            "notes": run.notes,
-        }
-    )
-
-
-def _ending(run: Run, interrupted: bool) -> dict[str, Any]:
-    """Why the run ended, what was last judged, and where validation was best."""
-    ending, state = run.callback.ending, run.trainer.state
-    assert ending is not None
-    judgment = ending.judgment
-    best = None
-    if state.best_metric is not None:
-        checkpoint = Path(run.output, f"checkpoint-{state.best_global_step}")
-        best = {
-            "step": state.best_global_step,
-            "eval_bpt": data_bpt(state.best_metric),
-            "checkpoint": checkpoint.name if checkpoint.is_dir() else None,
-        }
-    return {
-        "stop_reason": "interrupted" if interrupted else ending.reason or "steps done",
-        "stop_detail": "" if interrupted else ending.detail,
-        "cooldown_from": ending.cooldown_from,
-        "verdict": judgment.verdict if judgment else "not judged",
-        "verdict_reason": judgment.reason if judgment else "the run was too short to judge",
-        "statistics": dict(judgment.statistics) if judgment else {},
-        "context_free_bpt": run.callback.context_free_bpt,
-        "best": best,
-    }

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from statistics import fmean, median
 
-from scu.case import (
+from scu.diagnose.case import (
     FULL_RATE,
     MIN_WINDOWS,
     RECENT_STEPS,
@@ -43,7 +43,7 @@ def diverged(case: Case) -> Finding | None:
         severe = True
     elif jumps:
         top = max(jumps, key=lambda r: r.data_bpt)
-        before = [r.data_bpt for r in case.finite if r.step < jumps[0].step]
+        before = [r.data_bpt for r in case.finite[: case.finite.index(jumps[0])]]
         best, now = min(before), fmean(r.data_bpt for r in case.finite[-5:])
         evidence = (
             f"DataBPT jumped at step {jumps[0].step}, from {before[-1]:.3g} to "
@@ -54,7 +54,10 @@ def diverged(case: Case) -> Finding | None:
         # In the warmup there was nothing yet to lose.
         lost_all = lost_all and (top.step > case.warmup_steps or now > 0.9 * best)
         often = len(jumps) > max(1.0, 0.05 * len(case.finite))
-        severe = lost_all or often or now > (1.0 + JUMP / 2.0) * best
+        # Still up, or back where it began.
+        up = now > min((1.0 + JUMP / 2.0) * best, 0.95 * start[0].data_bpt)
+        up = up and len(case.finite) >= MIN_WINDOWS
+        severe = (lost_all and len(jumps) > 1) or often or up
     elif reason.startswith("diverged"):
         evidence, severe = f"the run ended itself at step {records[-1].step}: {reason}", True
     else:
@@ -87,11 +90,11 @@ def _jumps(records: Sequence[StepRecord]) -> list[StepRecord]:
     for record in records:
         if quiet:
             level = median(quiet[-MIN_WINDOWS:])
-            limit = 1.5 * JUMP  # one or two windows do not tell how noisy a run is
+            limit = 1.5 * JUMP * level  # one or two windows do not tell how noisy a run is
             if len(quiet) > 2:
-                limit = max(JUMP, NOISE_FACTOR * _noise(quiet[-MIN_WINDOWS:]) / level)
+                limit = max(JUMP * level, NOISE_FACTOR * _noise(quiet[-MIN_WINDOWS:]))
             # In the first windows the loss falls so fast that it looks like noise: hence the cap.
-            if record.data_bpt > level * (1.0 + min(limit, 2.0 * JUMP)):
+            if record.data_bpt > level + min(limit, 2.0 * JUMP * level):
                 jumps.append(record)
                 continue  # the level stays what it was before
         quiet.append(record.data_bpt)

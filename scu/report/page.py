@@ -14,18 +14,19 @@ from html import escape
 from pathlib import Path
 from textwrap import shorten
 
-from scu import __version__, story
-from scu.canvas import DARK, LIGHT, swatch
-from scu.charts import Chart, charts, picture
+from scu import __version__
 from scu.config_file import dump
 from scu.errors import OutputError
-from scu.key_figures import COMPARED, KeyFigure, compared, key_figures
 from scu.monitor import STATISTICS, Judgment, judge
 from scu.numerals import is_real, number
-from scu.panels import Track
+from scu.report import story
+from scu.report.canvas import DARK, LIGHT, swatch
+from scu.report.charts import Chart, charts, picture
+from scu.report.key_figures import COMPARED, KeyFigure, compared, key_figures
+from scu.report.panels import Track
+from scu.report.spans import verdict_spans
+from scu.report.story import words
 from scu.run_view import RunView
-from scu.spans import verdict_spans
-from scu.story import words
 
 _JUDGMENTS_SHOWN = 200
 

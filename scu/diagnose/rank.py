@@ -9,8 +9,8 @@ monitor's judgments, too.
 import time
 from collections.abc import Mapping, Sequence
 
-from scu import checks_data, checks_lambda, checks_s, checks_training
-from scu.case import Case, Finding, Severity, Source
+from scu.diagnose import checks_data, checks_lambda, checks_s, checks_training
+from scu.diagnose.case import Case, Finding, Severity, Source
 from scu.monitor import Judgment, judge
 from scu.run_view import RunView
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from scu import canvas
-from scu.canvas import LIGHT, Key, Plot
 from scu.numerals import number, percent
-from scu.panels import PANELS, Panel, Track, draw
-from scu.story import words
+from scu.report import canvas
+from scu.report.canvas import LIGHT, Key, Plot
+from scu.report.panels import PANELS, Panel, Track, draw
+from scu.report.story import words
 
 WIDE_PX, NARROW_PX = 1040, 380
 _LEFT_PX, _RIGHT_PX, _TOP_PX, _BOTTOM_PX = 58, 14, 8, 38

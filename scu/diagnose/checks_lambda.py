@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 from statistics import fmean, median
 
-from scu.case import (
+from scu.control import S_FLOOR
+from scu.diagnose.case import (
     FAR,
     KI_PER_KP,
     MIN_WINDOWS,
@@ -23,7 +24,6 @@ from scu.case import (
     span,
     swings,
 )
-from scu.control import S_FLOOR
 from scu.trace import StepRecord
 
 AT_ONCE_STEPS = 50

@@ -4,9 +4,9 @@ import math
 from dataclasses import dataclass
 
 from scu.numerals import duration, extent, is_real, number, percent, whole
+from scu.report.spans import evaluated_bpt, last_step, planned_steps, said
+from scu.report.story import words
 from scu.run_view import RunView
-from scu.spans import evaluated_bpt, last_step, planned_steps, said
-from scu.story import words
 
 COMPARED = ("verdict", "steps", "S", "S*", "lambda", "DataBPT", "ParamBPT", "validation", "time")
 

@@ -4,7 +4,8 @@ import math
 from collections.abc import Sequence
 from statistics import fmean, median
 
-from scu.case import (
+from scu.control import S_FLOOR, STOP_TOLERANCE
+from scu.diagnose.case import (
     FAR,
     KI_PER_KP,
     MIN_WINDOWS,
@@ -20,7 +21,6 @@ from scu.case import (
     span,
     tau_of,
 )
-from scu.control import S_FLOOR, STOP_TOLERANCE
 from scu.trace import StepRecord
 
 STUCK_AT_ZERO = 0.01

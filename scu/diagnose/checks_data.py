@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from statistics import fmean, median
 
-from scu.case import (
+from scu.diagnose.case import (
     Case,
     Finding,
     fraction,

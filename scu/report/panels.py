@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from scu import canvas
-from scu.canvas import LIGHT, Key, Plot, Values, smooth
 from scu.control import STOP_TOLERANCE
 from scu.metrics import LN2
 from scu.numerals import number, percent
+from scu.report import canvas
+from scu.report.canvas import LIGHT, Key, Plot, Values, smooth
+from scu.report.spans import Span, held_spans
+from scu.report.story import NOT_JUDGED, words
 from scu.run_view import RunView
-from scu.spans import Span, held_spans
-from scu.story import NOT_JUDGED, words
 
 _COLORS = tuple(LIGHT[role] for role in ("blue", "red", "green", "purple", "amber", "black"))
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 1.6)), (0, (1.2, 1.2)), (0, (7, 1.6, 1.2, 1.6)))

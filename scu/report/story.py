@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from scu.control import STOP_TOLERANCE
 from scu.monitor import Judgment
 from scu.numerals import extent, is_real, number, percent
+from scu.report.spans import evaluated_bpt, last_step, planned_steps, verdict_spans
 from scu.run_view import RunView
-from scu.spans import evaluated_bpt, last_step, planned_steps, verdict_spans
 
 NOT_JUDGED = "not judged"
 MEANING = {
