@@ -200,7 +200,6 @@ def positive_row(outcome: Outcome, work: Path) -> dict[str, Any]:
         "last": outcome.held_out[-1][1],
         "guide_step": guide_stop(work, outcome.name),
         "stopped": None,
-        "trace": outcome.trace,
     }
     if outcome.branch is not None:
         end = outcome.branch["end_step"]

@@ -13,7 +13,7 @@ from typing import Any
 
 from scu.config import RunConfig
 from scu.config_file import load
-from scu.control import ControlSettings
+from scu.control import S_FLOOR, ControlSettings
 from scu.errors import DataError
 from scu.metrics import logit
 from scu.trace import StepRecord, read_trace
@@ -63,7 +63,10 @@ def read_run(path: Path) -> RunView:
     else:
         target = _implied_target(records)
         if target is None:
-            raise DataError(f"{path}: no config.yaml beside the trace, and no record tells S*")
+            raise DataError(
+                f"{path}: no config.yaml beside the trace, and its records do not tell S*; put the "
+                "run's config.yaml there"
+            )
         settings = ControlSettings(target_s=target)
         notes = (f"no config.yaml: S* = {target:.3%} from the trace, default gains and bounds",)
     return RunView(
@@ -79,11 +82,16 @@ def read_run(path: Path) -> RunView:
 
 
 def _implied_target(records: tuple[StepRecord, ...]) -> float | None:
-    """S* from e = logit(S) - logit(S*)."""
-    for record in reversed(records):
-        if not record.held and 0.0 < record.s < 1.0 and math.isfinite(record.error):
-            return float(f"{1.0 / (1.0 + math.exp(record.error - logit(record.s))):.6g}")
-    return None
+    """S* from e = logit(S) - logit(S*); None where the records do not agree on one."""
+    implied = [
+        1.0 / (1.0 + math.exp(record.error - logit(min(max(record.s, S_FLOOR), 1.0 - S_FLOOR))))
+        for record in records
+        if not record.held and math.isfinite(record.s + record.error)
+    ]
+    # The multiplicative law has another error.
+    if not implied or max(implied) > 1.001 * min(implied):
+        return None
+    return float(f"{implied[-1]:.6g}")
 
 
 def _json(file: Path) -> dict[str, Any] | None:

@@ -20,8 +20,7 @@ from trl import SFTConfig, SFTTrainer
 
 from scu.control import ControlSettings, replay
 from scu.engines.callback import MAX_SKIPPED_IN_ROW, ShannonCallback
-from scu.engines.counting import count_tokens
-from scu.errors import ConfigError, DataError, ModelError, TrainingError
+from scu.errors import ConfigError, ModelError, TrainingError
 from scu.metrics import LN2
 from scu.trace import StepRecord
 
@@ -204,15 +203,6 @@ def test_n_counts_labels_that_carry_loss_after_the_shift(tiny_base, tmp_path):
     assert callback.tokens_per_epoch == sum(
         sum(label != -100 for label in row["labels"][1:]) for row in data
     )
-
-
-def test_a_stream_cannot_be_counted():
-    class Stream(torch.utils.data.IterableDataset):
-        def __iter__(self):
-            return iter([])
-
-    with pytest.raises(DataError, match="set tokens_per_epoch"):
-        count_tokens(torch.utils.data.DataLoader(Stream()))
 
 
 def test_validation_bits_belong_to_the_window_they_were_measured_after(tiny_base, tmp_path):
