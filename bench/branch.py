@@ -51,7 +51,13 @@ class Branch(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._file is None:
-            if self.found is not None and state.global_step == self.found["end_step"]:
+            ending = self._callback.ending
+            assert ending is not None
+            if (
+                self.found is not None
+                and state.global_step == self.found["end_step"]
+                and not ending.cools(state.global_step)
+            ):
                 self.found["held_out_at_constant_rate"] = self._scorer.measure(kwargs["model"])
             return
         if state.global_step < state.max_steps:

@@ -54,6 +54,8 @@ class Job:
     """What is scored; empty: the run's own validation data."""
     schedule: str = ""
     """Of the learning rate, as transformers names it; empty: the run's own."""
+    patience: int = 0
+    """Evaluations without a better one after which the run is ended; 0: none."""
     branch: bool = False
     """Also follow the run to where it would have ended itself: see bench.branch."""
 
@@ -121,7 +123,7 @@ def _run(job: Job, folder: Path) -> Outcome:
     from transformers import SchedulerType
 
     from bench.branch import Branch
-    from bench.scorer import HeldOutScorer
+    from bench.scorer import HeldOutScorer, Patience
     from scu.data import load_documents
     from scu.engines import torch_engine
 
@@ -132,6 +134,8 @@ def _run(job: Job, folder: Path) -> Outcome:
     test = load_documents(job.test_data) if job.test_data else None
     scorer = HeldOutScorer(run, every=job.score_every, documents=test)
     branch = Branch(run, scorer) if job.branch else None
+    if job.patience:
+        run.trainer.add_callback(Patience(job.patience))
     if job.schedule:
         run.trainer.args.lr_scheduler_type = SchedulerType(job.schedule)
     metadata = torch_engine.train(run)

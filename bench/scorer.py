@@ -35,3 +35,17 @@ class HeldOutScorer(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step % self._every == 0 or state.global_step == state.max_steps:
             self.scores.append((state.global_step, self.measure(kwargs["model"])))
+
+
+class Patience(TrainerCallback):
+    """Ends a run after so many evaluations without a better one."""
+
+    def __init__(self, evaluations: int) -> None:
+        self._evaluations = evaluations
+        self._losses: list[float] = []
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._losses.append(kwargs["metrics"]["eval_loss"])
+        best = self._losses.index(min(self._losses))
+        if len(self._losses) - 1 - best >= self._evaluations:
+            control.should_training_stop = True

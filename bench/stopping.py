@@ -93,7 +93,7 @@ def random_text(file: Path, tokens: int, seed: int) -> str:
 
 
 def context_free_bpt(file: Path) -> float:
-    """Entropy of a file's tokens as independent draws."""
+    """As engines.counting has it, of a run that was made before runs recorded it."""
     from scu.config import Model
     from scu.engines.loading import load_tokenizer
 
@@ -102,7 +102,8 @@ def context_free_bpt(file: Path) -> float:
     for line in file.read_text(encoding="utf-8").splitlines():
         counts.update(tokenizer(json.loads(line)["text"])["input_ids"])
     total = counts.total()
-    return -sum(n / total * math.log2(n / total) for n in counts.values())
+    entropy = -sum(n / total * math.log2(n / total) for n in counts.values())
+    return entropy + (len(counts) - 1) / (2.0 * total * math.log(2.0))
 
 
 def positive_jobs(texts: Texts, seeds: Sequence[int]) -> Iterator[Job]:
@@ -157,7 +158,7 @@ def rival_jobs(texts: Texts, seeds: Sequence[int]) -> Iterator[Job]:
                 )
                 name_ = f"patience-{name}-{size}-{seed}"
                 job = Job(name_, CONFIG, sets, EVALUATE_EVERY, schedule="linear")
-                yield replace(job, test_data=files["held-out"])
+                yield replace(job, test_data=files["held-out"], patience=max(PATIENCES))
 
 
 def control_jobs(texts: Texts, seeds: Sequence[int]) -> Iterator[Job]:
@@ -215,7 +216,8 @@ def control_row(outcome: Outcome, work: Path, texts: Texts) -> dict[str, Any]:
     file = texts[text]["random" if control == "random tokens" else CONTROL_SIZE]
     run = read_run(work / outcome.name)
     judged = [r for r in run.records if r.held != "cooldown"]
-    judgments = judge(judged, run.settings, context_free_bpt=context_free_bpt(Path(file)))
+    price = run.context_free_bpt or context_free_bpt(Path(file))
+    judgments = judge(judged, run.settings, context_free_bpt=price)
     return {
         "control": control,
         "text": text,
@@ -229,9 +231,7 @@ def control_row(outcome: Outcome, work: Path, texts: Texts) -> dict[str, Any]:
     }
 
 
-def early_stop(
-    evaluations: Sequence[tuple[int, float]], patience: int, budget: int
-) -> tuple[int, int]:
+def early_stop(evaluations: Sequence[tuple[int, float]], patience: int) -> tuple[int | None, int]:
     """Where transformers' EarlyStoppingCallback ends a run, and the best step until then."""
     from transformers import EarlyStoppingCallback
 
@@ -245,15 +245,16 @@ def early_stop(
             state.best_metric, best_step = bits, step
         if control.should_training_stop:
             return step, best_step
-    return budget, best_step
+    return None, best_step
 
 
 def rival_row(outcome: Outcome) -> dict[str, Any]:
     _, text, size, seed = outcome.name.split("-")
     tested = dict(outcome.held_out)
-    row = {"text": text, "size": int(size), "seed": int(seed), "best": min(tested.values())}
+    row = {"text": text, "size": int(size), "seed": int(seed)}
     for patience in PATIENCES:
-        end, best_step = early_stop(outcome.evaluations, patience, STEPS)
+        end, best_step = early_stop(outcome.evaluations, patience)
+        end = end or STEPS
         row[f"patience {patience}"] = {
             "end_step": end,
             "best_step": best_step,

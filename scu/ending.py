@@ -7,13 +7,17 @@ nothing, and the fall collects what the noise of the constant rate had cost.
 
 import math
 from collections.abc import Sequence
+from typing import get_args
 
 from scu.control import ControlSettings, StopRule
+from scu.errors import ConfigError
 from scu.monitor import Judgment, Monitor, guide_rule
 from scu.trace import StepRecord
 
 DEFAULT_COOLDOWN = 0.1
 """Of the steps done."""
+DIVERGED_LOOKS = 3
+"""Judgments in a row that end a run; the first and the last have no control window in common."""
 
 
 class Ending:
@@ -35,19 +39,20 @@ class Ending:
         max_tokens: int | None = None,
         context_free_bpt: float | None = None,
     ) -> None:
+        _check(rule, cooldown_steps, max_sec, max_tokens)
         self.monitor = Monitor(settings, context_free_bpt=context_free_bpt)
         self.reason = ""
         """Why the run ends early; empty if it does not."""
         self.detail = ""
         """The same in a sentence."""
         self.end_step = steps
-        self.cooldown_from = steps - (cooldown_steps or 0)
+        self.cooldown_from = max(steps - (cooldown_steps or 0), 0)
         """The first step of the cooldown is the one after this."""
         constant = max(self.cooldown_from, 1)
         self._share = DEFAULT_COOLDOWN if cooldown_steps is None else cooldown_steps / constant
         self._rule = rule
-        self._max_sec = max_sec or math.inf
-        self._max_tokens = max_tokens or math.inf
+        self._max_sec = math.inf if max_sec is None else max_sec
+        self._max_tokens = math.inf if max_tokens is None else max_tokens
         self._settings = settings
 
     @property
@@ -78,7 +83,7 @@ class Ending:
         if newest.may_stop:
             reason = newest.verdict if newest.verdict == "equilibrium" else "plateau"
             return reason, newest.reason
-        if [j.verdict for j in judgments[-2:]] == ["diverged", "diverged"]:
+        if [j.verdict for j in judgments[-DIVERGED_LOOKS:]] == ["diverged"] * DIVERGED_LOOKS:
             return "diverged", newest.reason
         return "", ""
 
@@ -99,3 +104,15 @@ class Ending:
             return 1.0
         left = self.end_step - steps_done
         return max(left, 0) / (self.end_step - self.cooldown_from)
+
+
+def _check(
+    rule: str, cooldown_steps: int | None, max_sec: float | None, max_tokens: int | None
+) -> None:
+    if rule not in get_args(StopRule):
+        raise ConfigError(f"stop must be {', '.join(get_args(StopRule))}, got {rule!r}")
+    if cooldown_steps is not None and cooldown_steps < 0:
+        raise ConfigError(f"cooldown_steps must be 0 or more, got {cooldown_steps}")
+    for name, limit in (("max_sec", max_sec), ("max_tokens", max_tokens)):
+        if limit is not None and not limit > 0:
+            raise ConfigError(f"{name} must be positive, got {limit}; None sets no limit")

@@ -40,7 +40,7 @@ FULL_RATE = 0.9
 """Of the peak learning rate: below it G is the schedule's doing."""
 
 
-PULSE_HALVES, PULSE_LEAST_WINDOWS = 4, 2
+PULSE_HALVES, PULSE_LEAST_WINDOWS = 4, 3
 """Of a pulse test: high and low levels of lambda; control windows of each, at least."""
 
 
@@ -91,7 +91,8 @@ def _fit(records: Sequence[StepRecord]) -> tuple[float, float, float] | None:
     if len(log_p) < MIN_WINDOWS or max(log_p) - min(log_p) < 1e-6:
         return None
     line = stats.linregress(log_p, log_g)
-    a, half = -line.slope, float(stats.t.ppf(0.5 + LEVEL / 2, len(log_p) - 2)) * line.stderr
+    quantile = float(stats.t.ppf(0.5 + LEVEL / 2, len(log_p) - 2))
+    a, half = -float(line.slope), quantile * float(line.stderr)
     # A fit that cannot tell a from twice or half of it is no better than a = 1.
     return (a, a - half, a + half) if a > 0.0 and half < 0.5 * a else None
 
@@ -112,24 +113,26 @@ class PulseResult(NamedTuple):
 def pulse_result(records: Sequence[StepRecord]) -> PulseResult | None:
     """What the pulse windows of a trace say; None where there are none, or not all.
 
-    The record of a window holds the lambda that the next one used.
+    ln ParamBPT against ln lambda and time, over the later half of each level: the earlier half is
+    still on its way there, and what drifts by itself is not the answer.
     """
-    pulsed = [
-        (math.log(before.lam), math.log(record.param_bpt))
-        for before, record in pairwise(records)
-        if record.held == "pulse" and min(before.lam, record.param_bpt) > 0.0
-    ]
-    if len(pulsed) < PULSE_HALVES * PULSE_LEAST_WINDOWS:
+    levels: list[list[tuple[float, float, int]]] = []
+    for before, record in pairwise(records):  # a window's record holds the next one's lambda
+        if record.held == "pulse" and min(before.lam, record.param_bpt) > 0.0:
+            point = (math.log(before.lam), math.log(record.param_bpt), record.step)
+            if levels and levels[-1][-1][0] == point[0]:
+                levels[-1].append(point)
+            else:
+                levels.append([point])
+    points = np.array([p for level in levels for p in level[len(level) // 2 :]])
+    freedom = len(points) - 3
+    if len(levels) < PULSE_HALVES or freedom < 1:
         return None
-    windows = len(pulsed) // PULSE_HALVES
-    ends = [pulsed[(half + 1) * windows - 1] for half in range(PULSE_HALVES)]
-    slopes = [
-        (after[1] - before[1]) / (after[0] - before[0])
-        for before, after in pairwise(ends)
-        if after[0] != before[0]
-    ]
-    if len(slopes) < PULSE_HALVES - 1:
-        return None
-    half_width = float(stats.t.ppf(0.5 + LEVEL / 2.0, len(slopes) - 1) * stats.sem(slopes))
-    gain = float(np.mean(slopes))
-    return PulseResult(gain, gain - half_width, gain + half_width)
+    steps = points[:, 2] - points[:, 2].mean()
+    design = np.column_stack([np.ones(len(points)), steps, points[:, 0] - points[:, 0].mean()])
+    coefficients = np.linalg.lstsq(design, points[:, 1], rcond=None)[0]
+    residual = points[:, 1] - design @ coefficients
+    variance = float(residual @ residual) / freedom * np.linalg.inv(design.T @ design)[2, 2]
+    half = float(stats.t.ppf(0.5 + LEVEL / 2.0, freedom)) * math.sqrt(variance)
+    gain = float(coefficients[2])
+    return PulseResult(gain, gain - half, gain + half)

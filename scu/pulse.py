@@ -57,8 +57,9 @@ def levels(lam: float, settings: ControlSettings, tau_steps: float) -> list[floa
         windows = math.ceil(tau_steps / settings.control_interval)
         windows = min(max(windows, PULSE_LEAST_WINDOWS), MOST_WINDOWS)
     low, high = math.log(settings.lambda_min), math.log(settings.lambda_max)
-    middle = min(max(math.log(lam), low + HEIGHT), high - HEIGHT)
+    height = min(HEIGHT, 0.5 * (high - low))
+    middle = min(max(math.log(lam), low + height), high - height)
     found: list[float] = []
     for half in range(PULSE_HALVES):
-        found += [math.exp(middle + (HEIGHT if half % 2 == 0 else -HEIGHT))] * windows
+        found += [math.exp(middle + (height if half % 2 == 0 else -height))] * windows
     return found

@@ -70,7 +70,10 @@ Trained with the Shannon Control Unit: a PI controller held its information rati
 | lambda at the end | {metadata["final_lambda"]:.4g} |
 | optimizer steps | {metadata["optimizer_steps"]} |
 | stopped because | {metadata["stop_reason"]} |
+| last verdict | {metadata["verdict"]}: {metadata["verdict_reason"]} |
 | training tokens N | {metadata["tokens_per_epoch"]:,} |
+
+![The run: S, lambda, bits, verdicts](run.png)
 
 `config.yaml` repeats the run, `trace.jsonl` holds every control window, `metadata.json` the rest.
 """

@@ -29,8 +29,9 @@ LAMBDA_STILL = 1e-3
 """A range of lambda within a window that needs no test: the guide's."""
 BOUND_MARGIN, AT_BOUND = 0.3, 0.05
 """Distance of ln lambda from its bounds: least in an equilibrium, most at a bound."""
-PLATEAU = 0.002
-"""Relative improvement of DataBPT per window that counts as none."""
+PLATEAU, AT_REST = 0.002, 0.01
+"""Relative improvement of DataBPT per 100 steps: beyond the first, if certain, the loss falls;
+within the second, if certain, it rests."""
 MIN_AUTHORITY = 0.1
 """e-folds of ParamBPT that lambda_max could remove in 100 steps; below it nothing moves S."""
 SLACK = 0.05
@@ -39,7 +40,9 @@ SWING = 2.0 * BAND
 """Excursions of ln lambda that count as swings, where S swings by more than BAND; the noise that
 the loop passes on to lambda stays below."""
 HALF_CYCLES = 3
-STEADY_RATE, LEAST_RATE = 0.9, 0.1
+LEAST_GAIN = -0.1
+"""d ln S odds / d ln lambda: with a gain that is certainly weaker S does not follow."""
+STEADY_RATE, LEAST_RATE = 0.99, 0.1
 """Learning rate: smallest within a window over largest, and over the run's peak."""
 FAR_WORSE, UNIMPROVED = 1.25, 0.9
 """DataBPT over its best, and over its value before training: beyond the first a run has come apart;
@@ -67,6 +70,10 @@ STATISTICS: Mapping[str, str] = {
     "loss_trend": "relative change of DataBPT over the window",
     "loss_trend_low": "lower end of its 90 % interval",
     "loss_trend_high": "upper end",
+    "long_steps": "optimizer steps of the last half of the run, or of the window",
+    "long_loss_trend": "relative change of DataBPT over them",
+    "long_loss_trend_low": "lower end of its 90 % interval",
+    "long_loss_trend_high": "upper end",
     "authority": "e-folds that lambda_max could take off ParamBPT in 100 steps",
     "pull": "e-folds that lambda does take off in 100 steps",
     "half_cycles": "swings of S and lambda in a row, up to now",
@@ -96,26 +103,30 @@ class State:
     plant: Plant | None
     pulse: PulseResult | None
     records: Sequence[StepRecord]
+    recent: Sequence[StepRecord]
+    """Of the last 100 steps, or ten windows."""
     window_steps: int
     is_full: bool
-    """The records fill window_steps; if not, they are those of least_steps."""
-    least_steps: int
-    """100, or ten control windows."""
+    """The records fill window_steps; if not, they are the recent ones."""
     steps_done: int
     window: Statistics
+    longest: Statistics
+    """The same of the last half of the run, if that is longer."""
+    longest_steps: int
     swings: Swings
     data_bpt: Interval
     param_bpt: Interval
     start_bpt: float
-    best_bpt: float
+    best: Interval
+    """Of all windows of the run."""
     peak_rate: float
     context_free_bpt: float | None
 
     @property
     def pull(self) -> float | None:
-        """e-folds that lambda takes off ParamBPT within least_steps."""
+        """e-folds that lambda takes off ParamBPT in 100 steps."""
         rates = [r.shrink_rate for r in self.records if r.shrink_rate is not None]
-        return self.least_steps * sum(rates) / len(rates) if rates else None
+        return 100.0 * sum(rates) / len(rates) if rates else None
 
     @property
     def authority(self) -> float | None:
@@ -123,7 +134,20 @@ class State:
         if self.pull is None:
             return None
         mean_lam = sum(r.lam for r in self.records) / len(self.records)
-        return self.pull * self.settings.lambda_max / mean_lam
+        return self.pull * self.settings.lambda_max / mean_lam if mean_lam > 0.0 else None
+
+    @property
+    def rate_problem(self) -> str:
+        """Why the learning rate allows no judgment of rest; empty if it does."""
+        rates = [r.learning_rate for r in self.records]
+        if max(rates) < LEAST_RATE * self.peak_rate:
+            return "the learning rate is below a tenth of its peak"
+        return "the learning rate is changing" if min(rates) < STEADY_RATE * max(rates) else ""
+
+    @property
+    def is_warming_up(self) -> bool:
+        first, last = self.recent[0].learning_rate, self.recent[-1].learning_rate
+        return first < STEADY_RATE * last
 
     @property
     def is_arriving(self) -> bool:
@@ -141,13 +165,15 @@ def fault(state: State) -> tuple[Verdict, str] | None:
     """A verdict that needs no equilibrium to be looked for."""
     data, error = state.data_bpt, state.window.error
     spent = error.low > 0.0
+    if data.low > FAR_WORSE * state.best.high:
+        return "diverged", f"DataBPT {data.value:.3g} is far above its best, {state.best.value:.3g}"
+    if state.is_warming_up:
+        return None
     if state.learned_nothing and data.value > state.start_bpt * (UNIMPROVED if spent else 1.0):
         return "diverged", f"DataBPT {data.value:.3g} is no better than before training"
-    if data.value > FAR_WORSE * state.best_bpt:
-        return "diverged", f"DataBPT {data.value:.3g} is far above its best, {state.best_bpt:.3g}"
     if state.authority is not None and state.authority < MIN_AUTHORITY:
         return "no_authority", "lambda does not reach the weights: even lambda_max moves nothing"
-    if state.pulse is not None and not state.pulse.certified:
+    if state.pulse is not None and state.pulse.low > LEAST_GAIN:
         return "no_authority", "in the pulse test S did not follow lambda"
     if state.swings.half_cycles >= HALF_CYCLES:
         period = f"every {state.swings.period_steps:.0f} steps"
@@ -167,20 +193,17 @@ def fault(state: State) -> tuple[Verdict, str] | None:
 
 def missing(state: State) -> Iterator[str]:
     """What keeps the window from being an equilibrium, most telling first."""
-    rates = [r.learning_rate for r in state.records]
-    if max(rates) < LEAST_RATE * state.peak_rate:
-        yield "the learning rate is below a tenth of its peak"
-    if min(rates) < STEADY_RATE * max(rates):
-        yield "the learning rate is changing"
-    now = state.window
+    if state.rate_problem:
+        yield state.rate_problem
+    now, steps = state.window, len(state.records) * state.settings.control_interval
     if not now.error.inside(BAND):
         yield f"S is {_off(now.error)} S*"
     if not state.is_full:
         yield f"S answers lambda slowly: {state.window_steps} steps are needed to judge"
     if now.s_trend.low > BAND or now.s_trend.high < -BAND:
-        yield f"S still drifts: {_span(now.s_trend)} over {state.window_steps} steps"
+        yield f"S still drifts: {_span(now.s_trend)} over {steps} steps"
     if now.lambda_range >= LAMBDA_STILL and not now.lambda_trend.inside(LAMBDA_BAND):
-        yield f"lambda still moves: {_span(now.lambda_trend)} over {state.window_steps} steps"
+        yield f"lambda still moves: {_span(now.lambda_trend)} over {steps} steps"
     log_lam = window.log_lambda(state.records)
     settings = state.settings
     if log_lam.max() > math.log(settings.lambda_max) - BOUND_MARGIN:
@@ -188,30 +211,43 @@ def missing(state: State) -> Iterator[str]:
     if log_lam.min() < math.log(settings.lambda_min) + BOUND_MARGIN:
         yield "lambda is close to lambda_min"
     if state.authority is None and state.pulse is None:
-        yield "this trace does not show that lambda reaches the weights"
+        yield "nothing shows that lambda reaches the weights; scu.pulse=true would"
+    if state.pulse is not None and not state.pulse.certified:
+        yield "the pulse test could not tell whether S follows lambda"
     if _loss_falls(state):
-        yield f"the loss still falls: {_span(now.loss_trend)} over {state.window_steps} steps"
+        falls = _span(state.longest.loss_trend)
+        yield f"the loss still falls: {falls} over {state.longest_steps} steps"
     if state.learned_nothing:
         yield "nothing was learned that token frequencies do not tell"
 
 
 def _loss_falls(state: State) -> bool:
-    """Whether DataBPT certainly improves by more than PLATEAU over the window.
+    """Whether DataBPT certainly improves by more than PLATEAU per 100 steps.
 
     The one test that looks for evidence against: training losses of a few thousand tokens differ by
-    2 % from window to window, and no affordable number of them could show 0.2 %.
+    2 % from window to window, and no affordable number of them could show 0.2 %. It looks at the
+    last half of the run, so that what it misses gets smaller as the run gets longer.
     """
-    return state.window.loss_trend.high < -PLATEAU
+    return state.longest.loss_trend.high < -PLATEAU * state.longest_steps / 100.0
 
 
 def inactive(state: State) -> bool:
-    """The constraint does not bind, and the loss is at rest: there is nothing to wait for."""
-    at_rest = state.window.loss_trend.low > -STOP_TOLERANCE and not _loss_falls(state)
-    return state.window.error.high < 0.0 and at_rest
+    """The constraint does not bind, and nothing moves any more: there is nothing to wait for.
+
+    Without a lambda that has found its place, the loss itself must be shown to rest: its change and
+    that of S over the last half of the run, per 100 steps, lie inside bands.
+    """
+    hundreds = state.longest_steps / 100.0
+    return (
+        not state.rate_problem
+        and state.window.error.high < 0.0
+        and state.longest.loss_trend.inside(AT_REST * hundreds)
+        and state.longest.s_trend.inside(BAND * hundreds)
+    )
 
 
 def statistics(state: State) -> Iterator[tuple[str, float]]:
-    yield "window_steps", state.window_steps
+    yield "window_steps", len(state.records) * state.settings.control_interval
     if state.plant is not None:
         yield "tau_steps", state.plant.tau_steps
         yield "gain", state.plant.gain
@@ -231,6 +267,10 @@ def statistics(state: State) -> Iterator[tuple[str, float]]:
         yield f"{name}_low", interval.low
         yield f"{name}_high", interval.high
     yield "lambda_range", state.window.lambda_range
+    yield "long_loss_trend", state.longest.loss_trend.value
+    yield "long_loss_trend_low", state.longest.loss_trend.low
+    yield "long_loss_trend_high", state.longest.loss_trend.high
+    yield "long_steps", state.longest_steps
     if state.pull is not None and state.authority is not None:
         yield "pull", state.pull
         yield "authority", state.authority

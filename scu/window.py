@@ -25,6 +25,9 @@ LEVEL = 0.90
 BLOCKS = 5
 MIN_RECORDS = 2 * BLOCKS
 
+TINY = 1e-12
+"""Stands in for a loss or a lambda of 0, which have no logarithm."""
+
 Values = NDArray[np.float64]
 
 
@@ -72,12 +75,12 @@ def mean_of(records: Sequence[StepRecord], name: str) -> Interval:
 
 def log_odds(records: Sequence[StepRecord]) -> Values:
     """ln(ParamBPT / DataBPT) = logit(S) of each window's own values."""
-    ratios = [r.param_bpt / r.data_bpt for r in records]
+    ratios = [r.param_bpt / max(r.data_bpt, TINY) for r in records]
     return np.asarray(np.log(np.maximum(ratios, S_FLOOR)))
 
 
 def log_lambda(records: Sequence[StepRecord]) -> Values:
-    return np.asarray(np.log([r.lam for r in records]))
+    return np.asarray(np.log([max(r.lam, TINY) for r in records]))
 
 
 class Swings(NamedTuple):
@@ -130,5 +133,5 @@ def of(records: Sequence[StepRecord], target_s: float) -> Statistics:
         s_trend=trend(error),
         lambda_trend=trend(log_lam),
         lambda_range=max(lam) - min(lam),
-        loss_trend=trend(np.log([r.data_bpt for r in records])),
+        loss_trend=trend(np.log([max(r.data_bpt, TINY) for r in records])),
     )

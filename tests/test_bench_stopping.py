@@ -40,9 +40,9 @@ def control_row(control, expected, verdict, **values):
 
 def test_early_stopping_waits_for_its_patience_and_keeps_the_best():
     bits = [(25, 7.0), (50, 6.8), (75, 6.9), (100, 6.85), (125, 6.81), (150, 6.5)]
-    assert early_stop(bits, 3, 700) == (125, 50)
-    assert early_stop(bits, 5, 700) == (700, 150)
-    assert early_stop([(25, 7.0), (50, 7.0), (75, 7.0)], 2, 700) == (75, 25)
+    assert early_stop(bits, 3) == (125, 50)
+    assert early_stop(bits, 5) == (None, 150)
+    assert early_stop([(25, 7.0), (50, 7.0), (75, 7.0)], 2) == (75, 25)
 
 
 def test_an_interval_of_one_value_is_the_value():

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from scu.ending import Ending
+from scu.errors import ConfigError
 from tests.plants import SETTINGS, simulate
 
 
@@ -86,13 +87,34 @@ def test_a_run_that_came_apart_ends_at_once_and_without_a_cooldown():
     ending = followed(records)
     assert ending.reason == "diverged"
     assert ending.end_step == ending.cooldown_from
-    assert [j.verdict for j in ending.monitor.judgments[-2:]] == ["diverged"] * 2
+    assert [j.verdict for j in ending.monitor.judgments[-3:]] == ["diverged"] * 3
     assert followed(records, rule="never").reason == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"rule": "equlibrium"}, "stop must be equilibrium, guide, never, got 'equlibrium'"),
+        ({"cooldown_steps": -1}, "cooldown_steps must be 0 or more, got -1"),
+        ({"max_sec": 0.0}, "max_sec must be positive, got 0.0; None sets no limit"),
+        ({"max_tokens": 0}, "max_tokens must be positive, got 0"),
+    ],
+)
+def test_options_that_could_not_work_are_refused(options, complaint):
+    with pytest.raises(ConfigError, match=complaint):
+        Ending(SETTINGS, steps=100, **options)
+
+
+def test_a_cooldown_longer_than_the_run_is_the_whole_run():
+    ending = Ending(SETTINGS, steps=50, cooldown_steps=100)
+    assert ending.cooldown_from == 0
+    assert ending.rate_factor(0) == 1.0
+    assert ending.cools(1)
 
 
 @pytest.mark.parametrize("rule", ["equilibrium", "never"])
 def test_a_loss_at_rest_ends_a_run_whose_constraint_does_not_bind(rule):
-    settings = replace(SETTINGS, target_s=0.9)
+    settings = replace(SETTINGS, target_s=0.9, lambda_min=0.3)
     ending = Ending(settings, steps=2000, rule=rule)
     records = simulate(settings, growth=0.002, steps=900)
     for i, record in enumerate(records):

@@ -9,6 +9,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FRAMEWORKS = {"torch", "transformers", "peft", "trl", "accelerate", "bitsandbytes", "mlx", "mlx_lm"}
 CORE = {"errors", "control", "metrics", "trace", "corpus"}
+JUDGING = {"window", "plant", "verdicts", "monitor", "pulse", "ending"}
 FILES = sorted([*ROOT.glob("scu/**/*.py"), *ROOT.glob("scu_api/**/*.py")])
 
 
@@ -43,3 +44,13 @@ def test_the_core_is_standard_library_only(name):
             assert parts[1] in CORE
         else:
             assert parts[0] in sys.stdlib_module_names
+
+
+@pytest.mark.parametrize("name", sorted(JUDGING))
+def test_verdicts_need_the_core_and_statistics_only(name):
+    for module in imported_modules(ROOT / "scu" / f"{name}.py"):
+        parts = module.split(".")
+        if parts[0] == "scu":
+            assert parts[1] in CORE | JUDGING
+        else:
+            assert parts[0] in sys.stdlib_module_names | {"numpy", "scipy"}

@@ -167,7 +167,8 @@ class Actuator:
         if not self._acted:  # an optimizer that never called the hooks is not being pulled
             return []
         if isinstance(self._optimizer, torch.optim.SGD):
-            return torch._foreach_norm(torch._foreach_mul(delta, math.sqrt(strength)))
+            lasting = strength / (1.0 - group.options["momentum"])
+            return torch._foreach_norm(torch._foreach_mul(delta, math.sqrt(lasting)))
         moved = [i for i, state in enumerate(states) if "exp_avg_sq" in state]
         if not moved:
             return []

@@ -155,9 +155,16 @@ class ShannonCallback(TrainerCallback):
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         assert self.ending is not None
         factor = self.ending.rate_factor(state.global_step)
-        for group in kwargs["optimizer"].param_groups:
-            group["lr"] *= factor  # the scheduler sets it anew after each step
-        self._rate = kwargs["optimizer"].param_groups[0]["lr"]
+        groups = kwargs["optimizer"].param_groups
+        self._scheduled = [group["lr"] for group in groups]
+        for group in groups:
+            group["lr"] *= factor
+        self._rate = groups[0]["lr"]
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # Some schedulers compute the next rate from this one, and must not see the factor in it.
+        for group, rate in zip(kwargs["optimizer"].param_groups, self._scheduled, strict=True):
+            group["lr"] = rate
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         if self._ends_window(state, control):
@@ -214,8 +221,14 @@ class ShannonCallback(TrainerCallback):
         if reason:
             self.ending.begin(state.global_step, reason, detail)
             state.max_steps = self.ending.end_step
+            # Lambda is held in the cooldown: the controller's, also where a pulse was to begin.
+            self._actuator.pull = self._pull(self.state.lam)
+            record = replace(record, lam=self.state.lam)
             if self.ending.end_step == state.global_step:
                 control.should_training_stop = True
+                # As at the last step of any run, which the trainer does not know this to be.
+                control.should_evaluate |= args.eval_strategy == "steps"
+                control.should_save |= args.save_strategy == "steps"
         if control.should_evaluate:
             self._pending = record
         else:
@@ -241,7 +254,9 @@ class ShannonCallback(TrainerCallback):
         held = self._held_because(state.global_step, data + param, skipped)
         if not held:
             self.state = update(self.state, data_bpt=data, param_bpt=param, settings=self.settings)
-        lam = self.pulse.next_lambda(self.state.lam, self.ending.judgment, held=held)
+        cools = self.ending.cools(state.global_step + 1)
+        held_next = "cooldown" if cools else held
+        lam = self.pulse.next_lambda(self.state.lam, self.ending.judgment, held=held_next)
         self._actuator.pull = self._pull(lam)
         self.skipped_steps += skipped
         if acted > 0.0:
