@@ -18,9 +18,9 @@ where it ends itself (its process is copied there: the copy cools down and is sc
 `scu.stop: equilibrium` would do it) and to the end of its budget. *Regret* is the stopped run's
 held-out bits over those of the best checkpoint in hindsight of the unstopped run (of eight: every
 100 steps, and after its own cooldown), less 1. Thresholds of the verdicts were chosen on seed 0 of
-the same texts, whose runs are not among these; the test of the loss was made stricter (from the last
-window to the last half of the run) after 30 of these runs had been seen, and every run that it would
-have ended elsewhere was made again."""
+the same texts, whose runs are not among these; the test of the loss was made stricter (from the
+last window to the last half of the run) after 30 of these runs had been seen, and every run that it
+would have ended elsewhere was made again."""
 
 CONTROLS = """\
 The same configuration on 50,000 tokens with one thing wrong, judged to the end, never stopped. An
@@ -260,7 +260,8 @@ def patience(rows: Sequence[dict[str, Any]], positives: Sequence[dict[str, Any]]
             PATIENCE,
             table(head, lines),
             table(
-                "text | tokens | patience 3 (ended at) | patience 5 (ended at) | equilibrium (ended at)",
+                "text | tokens | patience 3 (ended at) | patience 5 (ended at)"
+                " | equilibrium (ended at)",
                 by_cell,
             ),
         ]

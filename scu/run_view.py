@@ -91,7 +91,8 @@ def _implied_target(records: tuple[StepRecord, ...]) -> float | None:
     # The multiplicative law has another error.
     if not implied or max(implied) > 1.001 * min(implied):
         return None
-    return float(f"{implied[-1]:.6g}")
+    target = float(f"{implied[-1]:.6g}")
+    return target if 0.0 < target < 1.0 else None
 
 
 def _json(file: Path) -> dict[str, Any] | None:

@@ -40,8 +40,8 @@ def summary(
         first, last = records[0].data_bpt, records[-1].data_bpt
         yield f"DataBPT   {number(first)} -> {number(last)} bits/token, in training"
     pulse = metadata.get("pulse") or {}
-    if pulse.get("state") in ("cut off", "S has not come near S*"):
-        yield f"pulse     {pulse['state']}: whether S follows lambda was not tested"
+    if "certified" not in pulse and pulse.get("state", "not asked for") != "not asked for":
+        yield f"pulse     {pulse['state']}: whether S follows lambda is not proven"
     if "certified" in pulse:
         answer = "S follows lambda" if pulse["certified"] else "whether S follows is not proven"
         gain, low, high = (number(pulse[name]) for name in ("gain", "low", "high"))

@@ -267,6 +267,38 @@ def test_lambda_is_held_during_the_cooldown_and_the_trace_says_so(tiny_base, tmp
     assert [s.lam for s in replay(records, callback.settings)] == [r.lam for r in records]
 
 
+def test_the_cooldown_does_not_compound_under_a_schedule_that_goes_on_from_the_last_rate(
+    tiny_base, tmp_path
+):
+    model = lora_model(tiny_base)
+    weights = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(weights, lr=1e-2, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, step_size=1000)
+    callback = ShannonCallback(settings(control_interval=1), prior_sigma=0.05, cooldown_steps=10)
+    run = trainer(
+        tiny_base,
+        tmp_path,
+        callback,
+        model=model,
+        cls=lambda **options: Trainer(optimizers=(optimizer, schedule), **options),
+        max_steps=14,
+    )
+    run.train()
+    rates = [record.learning_rate for record in callback.records]
+    assert rates == pytest.approx([1e-2] * 4 + [1e-3 * (10 - i) for i in range(10)])
+
+
+def test_an_end_without_a_cooldown_is_evaluated_and_saved_like_any_other(tiny_base, tmp_path):
+    callback = ShannonCallback(settings(), prior_sigma=0.05, cooldown_steps=0, max_tokens=1)
+    saved = {"save_strategy": "steps", "save_steps": 6}
+    evaluation = {"held_out": rows(8), "eval_strategy": "steps", "eval_steps": 6}
+    run = trainer(tiny_base, tmp_path, callback, max_steps=40, **evaluation, **saved)
+    run.train()
+    assert (run.state.global_step, callback.ending.reason) == (5, "token limit")
+    assert callback.records[-1].eval_bpt > 0.0
+    assert (tmp_path / "out" / "checkpoint-5").is_dir()
+
+
 class PoisonedTrainer(Trainer):
     """Loses its gradient at chosen optimizer steps."""
 
@@ -289,7 +321,7 @@ def test_a_bad_step_is_skipped_counted_and_its_window_held(tiny_base, tmp_path):
     assert callback.records[1].lam == callback.records[0].lam
     assert callback.skipped_steps == 1
     assert all(torch.isfinite(p).all() for p in run.model.parameters())
-    assert callback.stop_reason is None
+    assert callback.ending.reason == ""
 
 
 def test_training_ends_when_no_step_has_a_finite_gradient_any_more(tiny_base, tmp_path):
@@ -298,9 +330,9 @@ def test_training_ends_when_no_step_has_a_finite_gradient_any_more(tiny_base, tm
     run.poisoned = frozenset(range(6, 100))
     run.train()
     assert run.state.global_step == 10
-    assert (
-        callback.stop_reason
-        == f"diverged: {MAX_SKIPPED_IN_ROW} steps in a row without a finite gradient"
+    assert callback.ending.reason == "diverged"
+    assert callback.ending.detail == (
+        f"{MAX_SKIPPED_IN_ROW} steps in a row without a finite gradient"
     )
     assert all(torch.isfinite(p).all() for p in run.model.parameters())
 

@@ -43,7 +43,7 @@ def diverged(case: Case) -> Finding | None:
         severe = True
     elif jumps:
         top = max(jumps, key=lambda r: r.data_bpt)
-        before = [r.data_bpt for r in case.finite[: case.finite.index(jumps[0])]]
+        before = [r.data_bpt for r in case.finite if r.step < jumps[0].step]
         best, now = min(before), fmean(r.data_bpt for r in case.finite[-5:])
         evidence = (
             f"DataBPT jumped at step {jumps[0].step}, from {before[-1]:.3g} to "

@@ -95,7 +95,9 @@ def _ending(run: Any, interrupted: bool) -> dict[str, Any]:
         }
     return {
         "stop_reason": "interrupted" if interrupted else ending.reason or "steps done",
-        "stop_detail": "" if interrupted else ending.detail,
+        "stop_detail": f"while ending: {ending.reason}" * bool(ending.reason)
+        if interrupted
+        else ending.detail,
         "cooldown_from": ending.cooldown_from,
         "verdict": judgment.verdict if judgment else "not judged",
         "verdict_reason": judgment.reason if judgment else "the run was too short to judge",

@@ -9,8 +9,9 @@ accumulation.
 
 When the run is in equilibrium the callback ends it, after a cooldown: it lowers the learning rate
 that the trainer's schedule sets, step by step, to 0. A schedule that falls by itself (cosine,
-linear) never rests, so it never meets an equilibrium; give the trainer lr_scheduler_type
-"constant_with_warmup".
+linear) hardly ever rests; give the trainer lr_scheduler_type "constant_with_warmup". Trackers get
+what the loop adds to the logs (scu/s and so on) if the callback comes before theirs, as the torch
+engine sees to: trainer.callback_handler.callbacks.
 """
 
 import math

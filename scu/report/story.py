@@ -16,11 +16,11 @@ from scu.run_view import RunView
 NOT_JUDGED = "not judged"
 MEANING = {
     "equilibrium": "S held its set point and nothing moved any more",
-    "saturated": "lambda stood at a bound and S was still off its set point",
+    "saturated": "lambda could do no more, and S was still off its set point",
     "no_authority": "lambda could not move S",
     "oscillating": "S swung around its set point",
     "transient": "the run was still moving",
-    "diverged": "the loss was not finite, or far above its best",
+    "diverged": "the loss was not finite, far above its best, or no better than before",
     NOT_JUDGED: "no window of the run was judged",
 }
 """Every verdict, and what it says of a run."""
