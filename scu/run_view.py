@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from scu.config import RunConfig
@@ -17,6 +18,9 @@ from scu.control import S_FLOOR, ControlSettings
 from scu.errors import DataError
 from scu.metrics import logit
 from scu.trace import StepRecord, read_trace
+
+AGREED = 0.01
+"""Within this fraction of their median the records of a lone trace agree on S*."""
 
 
 @dataclass(frozen=True)
@@ -88,11 +92,12 @@ def _implied_target(records: tuple[StepRecord, ...]) -> float | None:
         for record in records
         if not record.held and math.isfinite(record.s + record.error)
     ]
-    # The multiplicative law has another error.
-    if not implied or max(implied) > 1.001 * min(implied):
+    if not implied:
         return None
-    target = float(f"{implied[-1]:.6g}")
-    return target if 0.0 < target < 1.0 else None
+    target = float(f"{median(implied):.4g}")
+    # The multiplicative law has another error, and its traces imply another S* in each window.
+    agreeing = sum(abs(value / target - 1.0) < AGREED for value in implied) if target else 0
+    return target if agreeing >= 0.8 * len(implied) and target < 1.0 else None
 
 
 def _json(file: Path) -> dict[str, Any] | None:
