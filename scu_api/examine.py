@@ -92,10 +92,14 @@ def _lines(run: RunView, judgment: "Judgment | None", found: Sequence["Finding"]
         yield f"  cause     {finding.cause}"
         yield f"  change    {finding.change}"
     if not any(finding.severity == "wrong" for finding in found):
-        known = _statistics(judgment).items()
-        checked = ", ".join(f"{name} {number(value)}" for name, value in known)
+        known = _statistics(judgment)
+        checked = ", ".join(f"{name} {number(known[name])}" for name in _TOLD if name in known)
         yield ""
         yield f"nothing wrong in {len(run.records)} windows" + (f": {checked}" if checked else "")
+
+
+_TOLD = ("mean_error", "lambda_trend", "long_loss_trend", "tau_steps", "gain")
+"""Statistics that a healthy run is summed up by; --json has them all."""
 
 
 def _statistics(judgment: "Judgment | None") -> Mapping[str, float]:
