@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 from pathlib import Path
+from statistics import fmean, median
 
 import pytest
 import yaml
@@ -51,6 +52,20 @@ def test_the_figures_of_the_demo_are_those_of_the_recorded_sweep():
     assert f"fixed lambdas ends at {min(fixed):.2f}" in README
     adapter = f"{last['s-' + format(demo['scu']['target_s'], 'g')]:.4f}"
     assert re.search(rf"bits per token . +[\d.]+ . +{adapter} ", README)
+
+
+def test_the_figures_of_stopping_are_those_of_the_recorded_runs():
+    results = json.loads((ROOT / "bench/results/stopping.json").read_text(encoding="utf-8"))
+    rows, controls = results["positive"], results["controls"]
+    ended = [r for r in rows if r["stopped"] and r["stopped"]["reason"] == "equilibrium"]
+    saved = median(r["saved"] for r in ended)
+    regret = fmean(r["regret"] for r in ended)
+    words = " ".join(README.split())
+    assert f"of {len(rows)} runs {len(ended)} ended themselves" in words
+    assert f"{saved:.0%} of their steps saved".replace("%", " %") in words
+    assert f"{100 * regret:.2f} % above the best checkpoint in hindsight" in words
+    false = sum(row["equilibrium"] for row in controls)
+    assert f"of {len(controls)} runs with something wrong {false or 'none'} was called" in words
 
 
 def test_python_blocks_parse_and_import_what_exists():
