@@ -169,10 +169,10 @@ def fault(state: State) -> tuple[Verdict, str] | None:
         return "diverged", f"DataBPT {data.value:.3g} is far above its best, {state.best.value:.3g}"
     if state.is_warming_up:
         return None
-    if state.learned_nothing and data.value > state.start_bpt * (UNIMPROVED if spent else 1.0):
-        return "diverged", f"DataBPT {data.value:.3g} is no better than before training"
     if state.authority is not None and state.authority < MIN_AUTHORITY:
         return "no_authority", "lambda does not reach the weights: even lambda_max moves nothing"
+    if state.learned_nothing and data.value > state.start_bpt * (UNIMPROVED if spent else 1.0):
+        return "diverged", f"DataBPT {data.value:.3g} is no better than before training"
     if state.pulse is not None and state.pulse.low > LEAST_GAIN:
         return "no_authority", "in the pulse test S did not follow lambda"
     if state.swings.half_cycles >= HALF_CYCLES:

@@ -155,6 +155,12 @@ def test_a_loss_above_its_start_is_diverged_where_nothing_was_learned():
     assert "diverged" not in {j.verdict for j in judge(records, SETTINGS)}
 
 
+def test_weights_that_never_move_are_no_authority_even_where_the_base_knows_nothing():
+    records = changed(simulate(wire=0.0, loss=lambda step: 9.0), param_bpt=0.0, shrink_rate=0.0)
+    verdicts = {j.verdict for j in judge(records, SETTINGS, context_free_bpt=8.0)[1:]}
+    assert verdicts == {"no_authority"}
+
+
 def test_random_data_are_no_equilibrium():
     records = simulate(noise=0.004, loss=lambda step: 11.3 + 4.0 * math.exp(-step / 10.0))
     assert first_stop(records) is not None
