@@ -28,8 +28,9 @@ equilibrium counts if it was the verdict at any time. For random tokens the righ
 `transient`, with the reason that nothing was learned once S has arrived: any but `equilibrium` is
 counted. Seeds 1 and 2 were looked at while two definitions were corrected (when a constraint does
 not bind, and when a run has come apart). Seed 3, run after that, came to 20 of 21: a rate of 0 was
-called `diverged` once, where the base model is worse than token frequencies. The order of two checks
-was changed then, and the table is of the code as it is now, so it is no test of that change."""
+called `diverged` once, where the base model is worse than token frequencies. The order of two
+checks was changed then, and the table is of the code as it is now, so it is no test of that
+change."""
 
 COOLDOWN = """\
 On the middle size, paired by text and seed, the same number of steps for all three: the stopped run
@@ -42,7 +43,8 @@ tenth of the training documents held out and evaluated every 25 steps, transform
 EarlyStoppingCallback, the best checkpoint kept. Beside it the runs above with the same seed, which
 train on all documents and evaluate nothing. Both are scored on the same held-out test text. S* was
 chosen to be reachable in every cell, not to be good: what stands here is mostly the price of that
-set point, for the unstopped runs at the same S* come to the same bits as the stopped ones (above)."""
+set point, for the unstopped runs at the same S* come to the same bits as the stopped ones
+(above)."""
 
 
 def interval(values: Sequence[float]) -> str:
