@@ -120,7 +120,7 @@ class Monitor:
         full = self._tail(steps)
         now = self._records[-1].step
         # Never shorter than the window: there are not as many records in half of a young run.
-        half = [r for r in self._records if r.step > now // 2]
+        half = _last_steps(self._records, now - now // 2, self.settings.control_interval)
         longest = max(half, full or records, key=len)
         data = window.mean_of(records, "data_bpt")
         self._best = min(self._best or data, data)

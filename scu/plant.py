@@ -27,7 +27,7 @@ import numpy as np
 from scipy import stats
 
 from scu.trace import StepRecord
-from scu.window import LEVEL
+from scu.window import quantile
 
 ASSUMED_GAIN = -1.0
 """Growth that does not depend on P; -0.7 to -1.3 is what runs show."""
@@ -77,8 +77,7 @@ def _fit(records: Sequence[StepRecord]) -> tuple[float, float, float] | None:
     records = records[-HISTORY:]
     peak = max((r.learning_rate for r in records), default=0.0)
     log_p, log_g = [], []
-    pairs = list(pairwise(records))
-    for before, after in pairs:
+    for before, after in pairwise(records):
         if after.held or before.held or after.shrink_rate is None:
             continue
         if after.learning_rate < FULL_RATE * peak or not min(before.param_bpt, after.param_bpt) > 0:
@@ -91,8 +90,7 @@ def _fit(records: Sequence[StepRecord]) -> tuple[float, float, float] | None:
     if len(log_p) < MIN_WINDOWS or max(log_p) - min(log_p) < 1e-6:
         return None
     line = stats.linregress(log_p, log_g)
-    quantile = float(stats.t.ppf(0.5 + LEVEL / 2, len(log_p) - 2))
-    a, half = -float(line.slope), quantile * float(line.stderr)
+    a, half = -float(line.slope), quantile(len(log_p) - 2) * float(line.stderr)
     # A fit that cannot tell a from twice or half of it is no better than a = 1.
     return (a, a - half, a + half) if a > 0.0 and half < 0.5 * a else None
 
@@ -133,6 +131,6 @@ def pulse_result(records: Sequence[StepRecord]) -> PulseResult | None:
     coefficients = np.linalg.lstsq(design, points[:, 1], rcond=None)[0]
     residual = points[:, 1] - design @ coefficients
     variance = float(residual @ residual) / freedom * np.linalg.inv(design.T @ design)[2, 2]
-    half = float(stats.t.ppf(0.5 + LEVEL / 2.0, freedom)) * math.sqrt(variance)
+    half = quantile(freedom) * math.sqrt(variance)
     gain = float(coefficients[2])
     return PulseResult(gain, gain - half, gain + half)

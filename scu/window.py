@@ -44,7 +44,7 @@ class Interval(NamedTuple):
 
 def mean(values: Values) -> Interval:
     blocks = _block_means(values)
-    half = _quantile(BLOCKS - 1) * float(stats.sem(blocks))
+    half = quantile(BLOCKS - 1) * float(stats.sem(blocks))
     centre = float(blocks.mean())
     return Interval(centre, centre - half, centre + half)
 
@@ -52,7 +52,7 @@ def mean(values: Values) -> Interval:
 def trend(values: Values) -> Interval:
     """Change from the beginning to the end of the values, along a straight line."""
     line = stats.linregress(np.arange(BLOCKS), _block_means(values))
-    half = _quantile(BLOCKS - 2) * BLOCKS * float(line.stderr)
+    half = quantile(BLOCKS - 2) * BLOCKS * float(line.stderr)
     change = BLOCKS * float(line.slope)
     return Interval(change, change - half, change + half)
 
@@ -65,7 +65,8 @@ def _block_means(values: Values) -> Values:
     return np.asarray(kept.reshape(BLOCKS, per_block).mean(axis=1))
 
 
-def _quantile(degrees: int) -> float:
+def quantile(degrees: int) -> float:
+    """Of Student's t, for an interval of LEVEL."""
     return float(stats.t.ppf(0.5 + LEVEL / 2.0, degrees))
 
 

@@ -162,13 +162,13 @@ class Actuator:
 
     def _pulled(self, group: _Group, delta: list[Tensor]) -> Sequence[Tensor]:
         """Norms of sqrt(k) Delta, where a step takes Delta to (1 - k) Delta; empty if unknown."""
-        strength = group.rate * self.pull
-        states = [self._optimizer.state[weight] for weight in group.weights]
         if not self._acted:  # an optimizer that never called the hooks is not being pulled
             return []
+        strength = group.rate * self.pull
         if isinstance(self._optimizer, torch.optim.SGD):
             lasting = strength / (1.0 - group.options["momentum"])
             return torch._foreach_norm(torch._foreach_mul(delta, math.sqrt(lasting)))
+        states = [self._optimizer.state[weight] for weight in group.weights]
         moved = [i for i, state in enumerate(states) if "exp_avg_sq" in state]
         if not moved:
             return []
