@@ -6,7 +6,6 @@ nothing, and the fall collects what the noise of the constant rate had cost.
 """
 
 import math
-from collections.abc import Sequence
 from typing import get_args
 
 from scu.control import ControlSettings, StopRule
@@ -54,19 +53,25 @@ class Ending:
         self._max_sec = math.inf if max_sec is None else max_sec
         self._max_tokens = math.inf if max_tokens is None else max_tokens
         self._settings = settings
+        self._records: list[StepRecord] = []
 
     @property
     def judgment(self) -> Judgment | None:
         """The one in force."""
         return self.monitor.judgments[-1] if self.monitor.judgments else None
 
-    def why(self, records: Sequence[StepRecord]) -> tuple[str, str]:
-        """Why the run should end after the last of its records, and a sentence on it; empty if
-        it should not.
+    def observe(self, record: StepRecord) -> Judgment | None:
+        """Take in the next record of the run; the judgment in force after it."""
+        self._records.append(record)
+        return self.monitor.observe(record)
+
+    def why(self) -> tuple[str, str]:
+        """Why the run should end after the last record, and a sentence on it; empty if it should
+        not.
 
         Limits count the cooldown in: it ends before they are passed.
         """
-        last, judgments = records[-1], self.monitor.judgments
+        last, judgments = self._records[-1], self.monitor.judgments
         if self.reason or last.step >= self.cooldown_from:
             return "", ""
         # Up to the end of the next window and the cooldown after it.
@@ -75,7 +80,7 @@ class Ending:
             return "time limit", f"{self._max_sec / 3600.0:g} hours, cooldown included"
         if last.tokens_seen * ahead > self._max_tokens:
             return "token limit", f"{self._max_tokens:,} tokens, cooldown included"
-        if self._rule == "guide" and guide_rule(records, self._settings):
+        if self._rule == "guide" and guide_rule(self._records, self._settings):
             return "guide rule", "lambda still, S within 5 % of S*, loss at rest, over 100 steps"
         if self._rule != "equilibrium" or not judgments:
             return "", ""

@@ -13,11 +13,9 @@ from tests.plants import SETTINGS, simulate
 def followed(records, **options):
     """An ending that saw the records, up to the one that ended the run."""
     ending = Ending(SETTINGS, **({"steps": 1000} | options))
-    seen = []
     for record in records:
-        seen.append(record)
-        ending.monitor.observe(record)
-        reason, detail = ending.why(seen)
+        ending.observe(record)
+        reason, detail = ending.why()
         if reason:
             ending.begin(record.step, reason, detail)
             break
@@ -117,8 +115,8 @@ def test_a_loss_at_rest_ends_a_run_whose_constraint_does_not_bind(rule):
     settings = replace(SETTINGS, target_s=0.9, lambda_min=0.3)
     ending = Ending(settings, steps=2000, rule=rule)
     records = simulate(settings, growth=0.002, steps=900)
-    for i, record in enumerate(records):
-        ending.monitor.observe(record)
-        if found := ending.why(records[: i + 1])[0]:
+    for record in records:
+        ending.observe(record)
+        if found := ending.why()[0]:
             break
     assert found == ("plateau" if rule == "equilibrium" else "")

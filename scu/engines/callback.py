@@ -212,11 +212,11 @@ class ShannonCallback(TrainerCallback):
     def _close_window(self, args: Any, state: Any, control: Any, logs: dict[str, Any]) -> None:
         assert self.ending is not None
         record, streak = self._measure(state, logs)
-        judgment = self.ending.monitor.observe(record)
+        judgment = self.ending.observe(record)
         record = replace(record, verdict=judgment.verdict if judgment else "")
         logs |= {f"scu/{name}": getattr(record, name) for name in _TRACKED}
         logs["learning_rate"] = self._rate
-        reason, detail = self._why_end(record, streak)
+        reason, detail = self._why_end(streak)
         if args.world_size > 1:  # clocks differ: all ranks do what the first one decides
             reason, detail = broadcast_object_list([reason, detail])
         if reason:
@@ -235,11 +235,11 @@ class ShannonCallback(TrainerCallback):
         else:
             self._emit(record)
 
-    def _why_end(self, record: StepRecord, streak: int) -> tuple[str, str]:
+    def _why_end(self, streak: int) -> tuple[str, str]:
         assert self.ending is not None
         if streak >= MAX_SKIPPED_IN_ROW:
             return "diverged", f"{streak} steps in a row without a finite gradient"
-        return self.ending.why([*self.records, record])
+        return self.ending.why()
 
     def _measure(self, state: Any, logs: dict[str, Any]) -> tuple[StepRecord, int]:
         """The window as a record, after the controller has answered it; steps skipped in a row."""
